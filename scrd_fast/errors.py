@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exceptions that the command line turns into one line of text and an exit code."""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "ImageError", "MissingExtraError", "ScrdFastError", "UnavailableError"]
+
+
+class ScrdFastError(Exception):
+    """An error that its reader can mend: the command line prints its text alone and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class DataError(ScrdFastError):
+    """A data set cannot be used. The text lists every problem that was found, one a line."""
+
+    def __init__(self, source: object, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(f"{source}: " + ("\n  ".join(["", *problems]) if len(problems) > 1 else problems[0]))
+
+
+class ImageError(ScrdFastError):
+    """One image file cannot be read or used. `code` is a short fixed word for tables, the text is the reason."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code = code
+        super().__init__(reason)
+
+
+class UnavailableError(ScrdFastError):
+    """Something this machine lacks was asked for by name: a backend, a device, weights."""
+
+    exit_code = 4
+
+
+class MissingExtraError(UnavailableError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; type: pip install 'scrd_fast[{extra}]'")
