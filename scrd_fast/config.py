@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is stored beside a model's weights: `config.json`, versioned and checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "SCORES",
+    "ModelConfig",
+    "Objective",
+    "Preprocessing",
+    "Score",
+    "TeacherConfig",
+]
+
+Objective = Literal["authors", "paper", "rd4ad", "scrd"]
+Score = Literal["mean", "max", "top1", "top5"]
+SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Strict(BaseModel):
+    """Unknown fields are errors: a file of a newer version is refused, never half understood."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Preprocessing(Strict):
+    """How a file becomes the model's input; the one reading function follows it everywhere.
+
+    `intensity`: "range" divides integers by their type's range; "percentile" takes each image's 0.5-99.5 % window;
+    "auto" is "range" for 8-bit and "percentile" for 16-bit and float images.
+    """
+
+    size: Annotated[int, Field(ge=32, le=4096)] = 256  # pixels, height and width
+    fit: Literal["stretch", "pad"] = "stretch"
+    intensity: Literal["auto", "range", "percentile"] = "auto"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @model_validator(mode="after")
+    def _whole_strides(self) -> Preprocessing:
+        if self.size % 32:
+            raise ValueError(f"size must be a multiple of 32 pixels, got {self.size}")
+        return self
+
+
+class TeacherConfig(Strict):
+    """Which teacher: a timm name, where its weights come from, and their SHA-256."""
+
+    name: str = "wide_resnet50_2"
+    source: Literal["pretrained", "random", "package", "path"] = "pretrained"
+    sha256: str = ""
+
+    @property
+    def carried(self) -> bool:
+        """Whether the weights lie in the model's own file, since nothing else could bring them back."""
+        return self.source in ("random", "path")
+
+
+class ModelConfig(Strict):
+    """All that is needed to build a model again; saved as `config.json`."""
+
+    format_version: Literal[1] = 1
+    teacher: TeacherConfig = TeacherConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    objective: Objective = "scrd"
+    map_weights: bool = False
+    score: Score = "top5"
+    sigma: float = 4.0  # of the blur, in pixels of the input size
+
+    @model_validator(mode="after")
+    def _weights_are_trained(self) -> ModelConfig:
+        if self.map_weights and self.objective != "paper":
+            raise ValueError(
+                f"map_weights needs an objective that trains the scale weights: paper, got {self.objective}"
+            )
+        return self

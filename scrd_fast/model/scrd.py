@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SCRD: the whole model, from normalised images to anomaly maps and scores, and its folder on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from scrd_fast.config import ModelConfig, Objective, Preprocessing, Score, TeacherConfig
+from scrd_fast.errors import ScrdFastError
+from scrd_fast.files import write_atomically
+from scrd_fast.model.blocks import Architecture, Bottleneck, ScaleAdaptation, Student
+from scrd_fast.model.objectives import objective_loss
+from scrd_fast.model.teacher import Teacher
+from scrd_fast.ops import anomaly_map, contrastive_distance
+
+__all__ = ["SCRD", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """Anomaly maps and every score of a batch."""
+
+    map: Tensor  # [N, 1, H, W]
+    scores: dict[str, Tensor]  # "mean", "max", "top1", "top5", each [N]
+    weights: Tensor  # [N, 3], of the scales
+
+
+class LossParts(NamedTuple):
+    """The loss of a batch and what it was made of."""
+
+    loss: Tensor  # scalar
+    d_clean: Tensor  # [N, 3]
+    d_noisy: Tensor | None  # [N, 3]
+    weights: Tensor  # [N, 3]
+
+
+class SCRD(nn.Module):
+    """Scale-aware contrastive reverse distillation (Li et al., ICLR 2025).
+
+    Images are float [N, 3, S, S], normalised with the config's mean and std, S a multiple of 32.
+
+    >>> import torch, scrd_fast
+    >>> model = scrd_fast.SCRD.create("resnet18", weights="random", size=64).eval()
+    >>> prediction = model(torch.zeros(2, 3, 64, 64))
+    >>> prediction.map.shape, sorted(prediction.scores)
+    (torch.Size([2, 1, 64, 64]), ['max', 'mean', 'top1', 'top5'])
+    """
+
+    def __init__(self, config: ModelConfig, teacher: Teacher) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher = teacher
+        arch = Architecture.of(teacher)
+        self.bottleneck = Bottleneck(arch)
+        self.student = Student(arch)
+        self.scale_adaptation = ScaleAdaptation(arch)
+
+    @classmethod
+    def create(
+        cls,
+        teacher: str = "wide_resnet50_2",
+        *,
+        weights: str = "pretrained",
+        size: int = 256,
+        objective: Objective = "scrd",
+        score: Score = "top5",
+        map_weights: bool | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> SCRD:
+        """A new model. `weights` of the teacher: pretrained, random, package, or a file's path.
+
+        `map_weights=None` weights the maps by scale exactly where the objective trains those weights. Raises
+        `ScrdFastError` for an unknown teacher or unfit weights, `UnavailableError` where weights cannot be had.
+        """
+        encoder = Teacher(teacher, weights)
+        config = ModelConfig(
+            teacher=TeacherConfig(name=teacher, source=encoder.source, sha256=encoder.fingerprint()),  # type: ignore[arg-type]
+            preprocessing=preprocessing or Preprocessing(size=size),
+            objective=objective,
+            map_weights=objective == "paper" if map_weights is None else map_weights,
+            score=score,
+        )
+        return cls(config, encoder)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def reconstruct(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Student maps [N, C_k, H_k, W_k] and scale weights [N, 3] from clean teacher features."""
+        embedding = self.bottleneck(features)
+        return self.student(embedding), self.scale_adaptation(embedding)
+
+    def forward(self, images: Tensor) -> Prediction:
+        features = self.teacher(images)
+        student, weights = self.reconstruct(features)
+        shape = (images.shape[2], images.shape[3])
+        chosen = weights if self.config.map_weights else None
+        top5 = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=0.05)
+        assert top5.map is not None and top5.max is not None and top5.top is not None  # for the type checker
+        pixels = top5.map.flatten(1)
+        top1 = pixels.topk(max(1, -(-pixels.shape[1] // 100)), dim=1).values.mean(1)
+        scores = {"mean": top5.mean, "max": top5.max, "top1": top1, "top5": top5.top}
+        return Prediction(top5.map, scores, weights)
+
+    def training_loss(self, images: Tensor, noisy: Tensor | None) -> LossParts:
+        """Loss of a batch of normal images and the same images with synthetic anomalies.
+
+        Both go through the teacher in one batch; bottleneck and student see the clean ones alone.
+        """
+        n = images.shape[0]
+        with torch.no_grad():
+            features = self.teacher(images if noisy is None else torch.cat([images, noisy]))
+        clean = [f[:n] for f in features]
+        distorted = None if noisy is None else [f[n:] for f in features]
+        student, weights = self.reconstruct(clean)
+        student = [s.to(c.dtype) for s, c in zip(student, clean, strict=True)]
+        d_clean, d_noisy = contrastive_distance(clean, distorted, student)
+        return LossParts(
+            objective_loss(self.config.objective, d_clean, d_noisy, weights), d_clean, d_noisy, weights
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `config.json`; each file appears whole or not at all."""
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        if not self.config.teacher.carried:
+            state = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        write_atomically(folder / "model.safetensors", save(state))
+        write_atomically(folder / "config.json", (self.config.model_dump_json(indent=2) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> SCRD:
+        """Load a saved model in eval mode. Stops where the teacher's weights are not those it was trained with."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        config = _read_config(folder)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise ScrdFastError(f"{folder}: no model.safetensors; other formats are not read")
+        named = config.teacher
+        teacher = Teacher(named.name, "random" if named.carried else named.source)
+        teacher.source = named.source
+        model = cls(config, teacher)
+        missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
+        lacking = [k for k in missing if named.carried or not k.startswith("teacher.")]
+        if lacking or unexpected:
+            raise ScrdFastError(f"{weights}: not the weights of this model: {(lacking + unexpected)[0]} does not fit")
+        if teacher.fingerprint() != named.sha256:
+            raise ScrdFastError(
+                f"{folder}: the weights of the teacher {named.name} ({named.source}) are not those the model was "
+                f"trained with (SHA-256 {teacher.fingerprint()[:12]}, expected {named.sha256[:12]})"
+            )
+        return model.eval().to(device)
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ScrdFastError(f"{folder}: no config.json; expected a folder that `save_pretrained` or `train` wrote")
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_text()))
+    except (ValidationError, json.JSONDecodeError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(str(x) for x in detail["loc"]) or "the file"
+        raise ScrdFastError(f"{path}: {where}: {detail['msg']}") from None

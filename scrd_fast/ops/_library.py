@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator library `scrd_fast`: its compiled kernels, and which of them can run what.
+
+An operator always exists. `define` gives it a schema and its plain-PyTorch reference; the kernels in the two shared
+libraries replace the reference on their device once they are loaded. So `backend="auto"` is torch's dispatcher, a
+compiled or exported graph is the same with and without kernels, and no operator asks what was built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scrd_fast.errors import UnavailableError
+
+__all__ = ["BACKENDS", "LibraryState", "build_info", "choose", "define", "libraries", "library", "operators", "why_not"]
+
+BACKENDS = ("auto", "reference", "native", "triton")
+REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"  # builds with the torch in use
+
+library = torch.library.Library("scrd_fast", "DEF")
+
+
+@dataclass(frozen=True)
+class LibraryState:
+    """What became of one shared library. `error` is the cause where a library that exists did not load."""
+
+    name: str  # the device type that its kernels are for
+    path: Path
+    state: str
+    error: str | None = None
+
+
+def build_info() -> dict[str, str] | None:
+    """The facts of the native build, or None where there is none that Python can import."""
+    try:
+        facts: dict[str, str] = importlib.import_module("scrd_fast._C").build_info()
+    except ImportError:
+        return None
+    return facts
+
+
+def _load(name: str) -> LibraryState:
+    path = Path(__file__).parents[1] / f"libscrd_fast_{name}.so"
+    if not path.exists():
+        why = (build_info() or {}).get(f"no_{name}_reason", "installed without native code")
+        return LibraryState(name, path, f"not built ({why})")
+    if name == "cuda" and not torch.backends.cuda.is_built():
+        return LibraryState(name, path, f"not loaded (torch {torch.__version__} has no CUDA)")
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        _warn(path, str(error))
+        return LibraryState(name, path, "failed to load", str(error))
+    return LibraryState(name, path, "loaded")
+
+
+def _warn(path: Path, error: str) -> None:
+    facts = build_info() or {}
+    built = f"torch {facts.get('torch', 'unknown')}, CUDA {facts.get('cuda') or 'none'}"
+    warnings.warn(
+        f"{path.name} does not load: {error}. It was built with {built}; found torch {torch.__version__}, "
+        f"CUDA {torch.version.cuda or 'none'}. Slower kernels are used. To repair it: {REPAIR}",
+        stacklevel=2,
+    )
+
+
+_STATES = {name: _load(name) for name in ("cpu", "cuda")}
+
+
+def libraries() -> list[LibraryState]:
+    return list(_STATES.values())
+
+
+def define(schema: str, reference: Callable[..., Any]) -> None:
+    """Define an operator whose kernel, where no other is registered, is `reference`."""
+    library.impl(library.define(schema), reference, "CompositeExplicitAutograd")
+
+
+def operators() -> list[str]:
+    """The names of all operators that are defined, in alphabetical order."""
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix("scrd_fast::") for name in names if name.startswith("scrd_fast::"))
+
+
+# Dynamo takes the answer as a constant: kernels do not come and go while a graph is compiled.
+@torch.compiler.assume_constant_result
+def why_not(op: str, backend: str, device: torch.device) -> str | None:
+    """None if `backend` can run the operator `op` on `device`, else the reason."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "triton":
+        return f"{op} has no Triton kernel yet"
+    if backend == "native":
+        return _why_not_native(op, device.type)
+    return None
+
+
+def _why_not_native(op: str, device_type: str) -> str | None:
+    if device_type not in _STATES:
+        return f"there are native kernels for {' and '.join(_STATES)} only, not for {device_type}"
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA device"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"scrd_fast::{op}", device_type.upper()):
+        return None
+    state = _STATES[device_type]
+    if state.state == "loaded":
+        return f"{op} has no native kernel for {device_type} yet"
+    return f"{state.path.name}: {state.state}" + (f": {state.error}" if state.error else "")
+
+
+def choose(op: str, backend: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs `op` with `backend` on `device`. Only "auto" takes what there is."""
+    operator: Callable[..., Any] = getattr(torch.ops.scrd_fast, op)
+    if backend == "auto":
+        return operator
+    if reason := why_not(op, backend, device):
+        raise UnavailableError(f"backend {backend!r} cannot run {op} on {device}: {reason}")
+    return reference if backend == "reference" else operator

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of an evaluation, as PNG files, and the heat-map overlay that screening shares.
+
+Figures are built as objects and drawn by Agg: no display, no pyplot, no state that is shared between threads.
+Colours tell the classes apart for colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008),
+and heat maps use `plasma`, whose lightness rises evenly.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from scrd_fast.errors import MissingExtraError
+from scrd_fast.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Panel", "draw_gallery", "draw_histogram", "draw_roc", "overlay"]
+
+NORMAL_COLOUR, ABNORMAL_COLOUR, CONTOUR_COLOUR = "#0072B2", "#D55E00", "#00E5FF"
+COLOUR_MAP = "plasma"
+OPACITY = 0.75  # of the hottest pixels: the image stays visible below them
+DPI = 110
+
+
+class Panel(NamedTuple):
+    """One image of the gallery."""
+
+    title: str
+    image: npt.NDArray[np.float32]  # [H, W, 3], 0 ... 1
+    map: npt.NDArray[np.float32]  # [H, W]
+    mask: npt.NDArray[np.bool_] | None  # [H, W]
+
+
+def overlay(
+    image: npt.NDArray[Any],  # [H, W, 3], 0 ... 1
+    heat: npt.NDArray[Any],  # [H, W]
+    low: float,
+    high: float,
+) -> npt.NDArray[np.uint8]:
+    """Blend a heat map into its image, uint8 [H, W, 3].
+
+    At `low` and below the image is unchanged; from there to the middle of the scale the colour grows opaque,
+    and at `high` and above it is the hottest. The scale is the caller's, so two overlays with one scale can
+    be compared. Raises ValueError for other shapes, low >= high, NaN in the map; MissingExtraError without
+    matplotlib.
+
+    >>> picture = overlay(np.full((1, 2, 3), 0.5), np.array([[0.0, 2.0]]), low=1.0, high=2.0)
+    >>> picture[0, 0].tolist()
+    [128, 128, 128]
+    >>> bool(picture[0, 1, 0] > 200)
+    True
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or heat.shape != image.shape[:2]:
+        raise ValueError(f"image must be [H, W, 3] and heat [H, W], got {image.shape} and {heat.shape}")
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    if np.isnan(heat).any():
+        raise ValueError("heat must not hold NaN")
+    level = np.clip((heat.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    colour = _colour_table()[np.rint(level * 255).astype(np.intp)]
+    alpha = (OPACITY * np.minimum(2.0 * level, 1.0))[..., None]
+    blend = (1.0 - alpha) * np.clip(image, 0.0, 1.0) + alpha * colour
+    # Half up, not to even: 0.5 must give the 128 that an image library gives.
+    return np.asarray(np.floor(blend * 255.0 + 0.5), dtype=np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _colour_table() -> npt.NDArray[np.float64]:
+    """RGB of the 256 levels, [256, 3]."""
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "model") from error
+    return np.asarray(colormaps[COLOUR_MAP](np.arange(256))[:, :3], dtype=np.float64)
+
+
+def draw_roc(
+    path: str | Path,
+    fpr: npt.NDArray[np.float64],  # [J]
+    tpr: npt.NDArray[np.float64],  # [J]
+    caption: str,
+    operating_point: tuple[float, float] | None = None,  # (false-positive rate, true-positive rate)
+) -> None:
+    """Write the ROC curve, with the point of the calibrated threshold if there is one."""
+    figure = _figure(5.2, 5.2)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
+    axes.plot(fpr, tpr, color=ABNORMAL_COLOUR, linewidth=2, label=caption)
+    if operating_point is not None:
+        axes.plot(
+            *operating_point, "o", color=NORMAL_COLOUR, markersize=9, label="threshold from normal images"
+        )
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title="ROC curve")
+    axes.set_xlabel("false-positive rate (1 - specificity)")
+    axes.set_ylabel("true-positive rate (sensitivity)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=9)
+    _write(figure, path)
+
+
+def draw_histogram(
+    path: str | Path,
+    normal: npt.NDArray[np.float64],  # [N0]
+    abnormal: npt.NDArray[np.float64],  # [N1]
+    score: str,
+    threshold: float | None = None,
+) -> None:
+    """Write the histograms of both classes' scores, each as a share of its class, with the threshold."""
+    figure = _figure(6.8, 4.4)
+    axes = figure.add_subplot()
+    both = np.concatenate([normal, abnormal])
+    low, high = float(both.min()), float(both.max())
+    if low == high:  # all scores alike: one bar needs some width
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, min(60, max(10, both.size // 12)) + 1)
+    classes = ((normal, NORMAL_COLOUR, "normal", "//"), (abnormal, ABNORMAL_COLOUR, "abnormal", "\\\\"))
+    for values, colour, name, hatch in classes:
+        weights = np.full(values.size, 100.0 / values.size)
+        axes.hist(values, edges.tolist(), weights=weights, color=colour, alpha=0.35, hatch=hatch)
+        axes.hist(
+            values,
+            edges.tolist(),
+            weights=weights,
+            histtype="step",
+            color=colour,
+            linewidth=1.8,
+            label=f"{name} ({values.size} images)",
+        )
+    if threshold is not None:
+        label = f"threshold from normal images: {threshold:.4g}"
+        axes.axvline(threshold, color="black", linewidth=1.5, linestyle="--", label=label)
+    axes.set(title="Scores of the test images", xlabel=f"score ({score})")
+    axes.set_ylabel("share of the class (%)")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=9)
+    _write(figure, path)
+
+
+def draw_gallery(
+    path: str | Path,
+    rows: Sequence[tuple[str, Sequence[Panel]]],
+    low: float,
+    high: float,
+    scale_name: str,
+) -> None:
+    """Write a picture with one row per group: each image beside its overlay, all on one scale."""
+    columns = max(len(panels) for _, panels in rows)
+    figure = _figure(3.5 * columns + 1.0, 2.35 * len(rows) + 0.3)
+    table, bar = figure.subfigures(1, 2, width_ratios=[3.5 * columns, 1.0], squeeze=False)[0]
+    strips = table.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for strip, (name, panels) in zip(strips, rows, strict=True):
+        strip.suptitle(name, fontsize=11, fontweight="bold", x=0.01, horizontalalignment="left")
+        cells = strip.subplots(1, 2 * columns, squeeze=False)[0]
+        for cell in cells:
+            cell.set_axis_off()
+        for i, panel in enumerate(panels):
+            _draw_panel(cells[2 * i], panel, np.clip(panel.image, 0.0, 1.0))
+            _draw_panel(cells[2 * i + 1], panel, overlay(panel.image, panel.map, low, high))
+            # A file name is text, also where it holds a dollar sign.
+            cells[2 * i].set_title(panel.title, fontsize=8, loc="left", parse_math=False)
+    _draw_scale(bar.add_axes((0.1, 0.12, 0.25, 0.74)), low, high, scale_name)
+    _write(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel, picture: npt.NDArray[Any]) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    if panel.mask is not None and panel.mask.any() and not panel.mask.all():
+        axes.contour(panel.mask.astype(float), levels=[0.5], colors=CONTOUR_COLOUR, linewidths=1.2)
+
+
+def _draw_scale(axes: Axes, low: float, high: float, name: str) -> None:
+    """The colour bar, drawn by `overlay` itself on mid-grey, so that it shows the transparency too."""
+    levels = np.linspace(low, high, 256)[:, None]
+    bar = overlay(np.full((256, 1, 3), 0.5), levels, low, high)
+    axes.imshow(bar, aspect="auto", origin="lower", extent=(0.0, 1.0, low, high))
+    ticks = np.linspace(low, high, 5)
+    labels = [f"{tick:.3g}" for tick in ticks]
+    axes.set_xticks([])
+    axes.set_yticks(ticks, [f"≤ {labels[0]}", *labels[1:-1], f"≥ {labels[-1]}"], fontsize=8)
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel(name, fontsize=8)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "model") from error
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, path: str | Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a training run, as `scrd-fast train` takes them and `run.json` keeps them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scrd_fast.config import Objective, Preprocessing, Score, Strict
+
+__all__ = ["Device", "Precision", "TrainSettings"]
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["32", "bf16"]
+
+
+class TrainSettings(Strict):
+    """Defaults are the paper's: Adam, 1e-3, batch 16, 256 px, 40,000 iterations, noise strength 0.2."""
+
+    teacher: str = "wide_resnet50_2"
+    teacher_weights: str = "pretrained"  # pretrained, random, package, or a file
+    objective: Objective = "scrd"
+    score: Score = "top5"
+    map_weights: bool | None = None  # None: on exactly where the objective trains the scale weights
+    size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 256  # pixels
+    fit: Literal["stretch", "pad"] = "stretch"
+    intensity: Literal["auto", "range", "percentile"] = "auto"
+    batch_size: Annotated[int, Field(ge=2)] = 16  # batch-norm needs two
+    iterations: Annotated[int, Field(ge=1)] = 40_000
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    strength: Annotated[float, Field(ge=0, le=10)] = 0.2
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    precision: Precision = "32"
+    device: Device = "auto"
+    calibration_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    log_every: Annotated[int, Field(ge=1)] = 10  # iterations
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500  # iterations
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(size=self.size, fit=self.fit, intensity=self.intensity)
