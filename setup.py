@@ -8,6 +8,7 @@ SCRD_FAST_CUDA, TORCH_CUDA_ARCH_LIST, NVCC_THREADS, CUDA_HOME.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -63,6 +64,18 @@ def build_folder() -> Path:
     return ROOT / "build" / f"cmake-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
 
 
+def tool_folders() -> list[str]:
+    """Those of the build requirements, which the system's cmake is often too old for; an environment that is not
+    activated does not have them on PATH."""
+    folders = []
+    for module, name in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
+        try:
+            folders.append(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError):  # a system package: on PATH then
+            continue
+    return folders
+
+
 class PythonFiles(build_py):
     """Drops the libraries of an earlier build from where this one writes: they would be packed or loaded."""
 
@@ -86,16 +99,17 @@ class CMakeBuild(build_ext):
             self._cmake("--install", build)
         except (OSError, subprocess.CalledProcessError) as error:
             stopped = build / "stopped.txt"
-            cause = stopped.read_text() if stopped.exists() else f"the first error is above ({error})"
+            cause = stopped.read_text() if stopped.exists() else f"the native build failed, see above: {error}"
             sys.stdout.flush()
             sys.exit(f"SCRD_FAST_NATIVE=0 installs without native code.\nscrd_fast: {cause.strip()}")
         print((build / "summary.txt").read_text(), end="", flush=True)
 
     def _cmake(self, *arguments: object) -> None:
-        cmake = shutil.which("cmake")
+        path = os.pathsep.join([*tool_folders(), os.environ.get("PATH", "")])
+        cmake = shutil.which("cmake", path=path)
         if cmake is None:
-            sys.exit("cmake not found: pip install cmake ninja, or SCRD_FAST_NATIVE=0 to install without native code")
-        subprocess.run([cmake, *map(str, arguments)], check=True)
+            raise OSError("cmake not found: pip install cmake ninja")
+        subprocess.run([cmake, *map(str, arguments)], check=True, env=os.environ | {"PATH": path})
 
 
 setup(

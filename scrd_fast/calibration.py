@@ -170,18 +170,18 @@ class Calibration(BaseModel):
 def map_range(peaks: npt.ArrayLike) -> tuple[float, float]:
     """One colour scale (low, high) for all heat maps, from the largest map value of each normal image.
 
-    Low is the median peak: half of the normal images show no colour at all. High lies as far above the
-    largest peak as that lies above low: no normal image that was used here passes the middle of the scale.
-    Abnormal images play no part, so the scale is the same for every later image.
+    Low is the median peak: half of the normal images show no colour at all. High is three times as far above
+    low as the largest peak: no normal image that was used here passes the first third of the scale. Abnormal
+    images play no part, so the scale is the same for every later image.
 
     >>> map_range([1.0, 2.0, 4.0])
-    (2.0, 6.0)
+    (2.0, 8.0)
     """
     values = _finite(peaks, "map_peaks", vector=True)
     low = float(np.median(values))
     spread = float(values.max()) - low
     # All peaks alike, or a single image: any width does, as long as it is one.
-    return low, low + 2.0 * spread if spread > 0.0 else low + max(abs(low), 1e-6)
+    return low, low + 3.0 * spread if spread > 0.0 else low + max(abs(low), 1e-6)
 
 
 def _finite(values: npt.ArrayLike, name: str, *, vector: bool = False) -> npt.NDArray[np.float64]:

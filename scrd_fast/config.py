@@ -13,6 +13,7 @@ __all__ = [
     "SCORES",
     "ModelConfig",
     "Objective",
+    "Precision",
     "Preprocessing",
     "Score",
     "TeacherConfig",
@@ -20,6 +21,7 @@ __all__ = [
 
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
 Score = Literal["mean", "max", "top1", "top5"]
+Precision = Literal["32", "bf16"]
 SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

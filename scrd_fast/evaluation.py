@@ -63,7 +63,8 @@ def evaluate(
 
     The stream is read once; maps and masks are kept where a mask exists, images for the gallery alone.
     `score` is the stored score of the model, `calibration` (of the same score) adds the numbers at its
-    threshold, and `seed` fixes the intervals. The folder `out` is made if need be. Returns the content of `metrics.json`.
+    threshold, and `seed` fixes the intervals. The folder `out` is made if need be. Returns the content of
+    `metrics.json`.
     Raises ValueError, naming the image, for a label other than 0 and 1 or a score that is missing or not
     finite; and where only one class is present (the scores are then in `scores.csv` all the same).
     """
@@ -254,8 +255,8 @@ def _pixel_numbers(
         return None, "pixel is null: the masks do not hold both lesion and background."
     return pixel_metrics(maps, masks, seed=seed), (
         f"pixel covers the {len(masks)} test images with a mask; its dice uses an oracle threshold, the one "
-        "that maximises it on these masks; aupro is integrated to a false-positive rate of 0.3. Its intervals "
-        "resample images, those with and without a lesion apart."
+        "that maximises it on these masks; aupro is integrated to a false-positive rate of 0.3. The "
+        "intervals resample images, those with and without a lesion apart."
     )
 
 
@@ -280,7 +281,7 @@ def _draw(
         source = "normal test images"
     rows = [
         (
-            name,
+            f"{name} (score {score})",
             [
                 Panel(f"{Path(p.path).name[-28:]}   {p.scores[score]:.4g}", p.image, p.map, p.mask)
                 for p in best.ranked()

@@ -3,7 +3,7 @@
 
 Figures are built as objects and drawn by Agg: no display, no pyplot, no state that is shared between threads.
 Colours tell the classes apart for colour-blind readers too (Okabe and Ito, "Color Universal Design", 2008),
-and heat maps use `plasma`, whose lightness rises evenly.
+and heat maps use `viridis`, whose lightness rises evenly and whose hues are not those of skin.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Panel", "draw_gallery", "draw_histogram", "draw_roc", "overlay"]
 
-NORMAL_COLOUR, ABNORMAL_COLOUR, CONTOUR_COLOUR = "#0072B2", "#D55E00", "#00E5FF"
-COLOUR_MAP = "plasma"
-OPACITY = 0.75  # of the hottest pixels: the image stays visible below them
+NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
+COLOUR_MAP = "viridis"
+OPACITY = 0.6  # of the hottest pixels: the image stays visible below them
 DPI = 110
 
 
@@ -57,8 +57,8 @@ def overlay(
     >>> picture = overlay(np.full((1, 2, 3), 0.5), np.array([[0.0, 2.0]]), low=1.0, high=2.0)
     >>> picture[0, 0].tolist()
     [128, 128, 128]
-    >>> bool(picture[0, 1, 0] > 200)
-    True
+    >>> picture[0, 1].tolist()  # yellow
+    [203, 190, 73]
     """
     if image.ndim != 3 or image.shape[2] != 3 or heat.shape != image.shape[:2]:
         raise ValueError(f"image must be [H, W, 3] and heat [H, W], got {image.shape} and {heat.shape}")
@@ -122,11 +122,14 @@ def draw_histogram(
     low, high = float(both.min()), float(both.max())
     if low == high:  # all scores alike: one bar needs some width
         low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, min(60, max(10, both.size // 12)) + 1)
+    edges = _edges(low, high, min(80, max(25, both.size // 10)), threshold)
     classes = ((normal, NORMAL_COLOUR, "normal", "//"), (abnormal, ABNORMAL_COLOUR, "abnormal", "\\\\"))
     for values, colour, name, hatch in classes:
         weights = np.full(values.size, 100.0 / values.size)
-        axes.hist(values, edges.tolist(), weights=weights, color=colour, alpha=0.35, hatch=hatch)
+        axes.hist(values, edges.tolist(), weights=weights, color=colour, alpha=0.3)
+        axes.hist(
+            values, edges.tolist(), weights=weights, color="none", edgecolor=colour, linewidth=0, hatch=hatch
+        )
         axes.hist(
             values,
             edges.tolist(),
@@ -146,6 +149,13 @@ def draw_histogram(
     _write(figure, path)
 
 
+def _edges(low: float, high: float, bins: int, threshold: float | None) -> npt.NDArray[np.float64]:
+    """Edges of equal bins over low ... high, one of them at the threshold: no bar stands on both sides."""
+    width = (high - low) / bins
+    start = low if threshold is None else low - (low - threshold) % width
+    return np.asarray(start + width * np.arange(bins + 2))
+
+
 def draw_gallery(
     path: str | Path,
     rows: Sequence[tuple[str, Sequence[Panel]]],
@@ -155,8 +165,8 @@ def draw_gallery(
 ) -> None:
     """Write a picture with one row per group: each image beside its overlay, all on one scale."""
     columns = max(len(panels) for _, panels in rows)
-    figure = _figure(3.5 * columns + 1.0, 2.35 * len(rows) + 0.3)
-    table, bar = figure.subfigures(1, 2, width_ratios=[3.5 * columns, 1.0], squeeze=False)[0]
+    figure = _figure(3.5 * columns + 1.2, 2.35 * len(rows) + 0.3)
+    table, bar = figure.subfigures(1, 2, width_ratios=[3.5 * columns, 1.2], squeeze=False)[0]
     strips = table.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for strip, (name, panels) in zip(strips, rows, strict=True):
         strip.suptitle(name, fontsize=11, fontweight="bold", x=0.01, horizontalalignment="left")
@@ -168,14 +178,16 @@ def draw_gallery(
             _draw_panel(cells[2 * i + 1], panel, overlay(panel.image, panel.map, low, high))
             # A file name is text, also where it holds a dollar sign.
             cells[2 * i].set_title(panel.title, fontsize=8, loc="left", parse_math=False)
-    _draw_scale(bar.add_axes((0.1, 0.12, 0.25, 0.74)), low, high, scale_name)
+    _draw_scale(bar.add_axes((0.27, 0.12, 0.15, 0.74)), low, high, scale_name)
     _write(figure, path)
 
 
 def _draw_panel(axes: Axes, panel: Panel, picture: npt.NDArray[Any]) -> None:
     axes.imshow(picture, interpolation="nearest")
     if panel.mask is not None and panel.mask.any() and not panel.mask.all():
-        axes.contour(panel.mask.astype(float), levels=[0.5], colors=CONTOUR_COLOUR, linewidths=1.2)
+        # White on black is seen on every image and on every colour of the map.
+        for colour, width in (("black", 2.4), ("white", 1.0)):
+            axes.contour(panel.mask.astype(float), levels=[0.5], colors=colour, linewidths=width)
 
 
 def _draw_scale(axes: Axes, low: float, high: float, name: str) -> None:
@@ -188,8 +200,7 @@ def _draw_scale(axes: Axes, low: float, high: float, name: str) -> None:
     axes.set_xticks([])
     axes.set_yticks(ticks, [f"≤ {labels[0]}", *labels[1:-1], f"≥ {labels[-1]}"], fontsize=8)
     axes.yaxis.tick_right()
-    axes.yaxis.set_label_position("right")
-    axes.set_ylabel(name, fontsize=8)
+    axes.set_ylabel(name, fontsize=9)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -7,12 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scrd_fast.config import Objective, Preprocessing, Score, Strict
+from scrd_fast.config import Objective, Precision, Preprocessing, Score, Strict
 
-__all__ = ["Device", "Precision", "TrainSettings"]
+__all__ = ["Device", "TrainSettings"]
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["32", "bf16"]
 
 
 class TrainSettings(Strict):

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fractal OpenSimplex noise (Kurt Spencer's algorithm of 2014) in three dimensions: the arithmetic of one point.
+// Fractal OpenSimplex noise (Kurt Spencer's algorithm of 2014) in three dimensions: the arithmetic of one
+// point.
 //
-// Space is cut into lattice cells, stretched cubes whose corners are numbered by three bits (1 = x, 2 = y, 4 = z).
-// A cell has three regions: the tetrahedra at its corners 000 and 111 and the octahedron between them. A point sums
-// the contributions of its region's corners and of two extra vertices outside the region. All of them lie at small
-// integer offsets from the cell's origin, and the displacement from the vertex at `offset` is
+// Space is cut into lattice cells, stretched cubes whose corners are numbered by three bits (1 = x, 2 = y, 4
+// = z). A cell has three regions: the tetrahedra at its corners 000 and 111 and the octahedron between them.
+// A point sums the contributions of its region's corners and of two extra vertices outside the region. All of
+// them lie at small integer offsets from the cell's origin, and the displacement from the vertex at `offset`
+// is
 //     d = d0 - offset - sum(offset) * kSquish.
 //
-// Decisions are made in double and in the published order of operations, without fused multiply-add: points that
-// fall exactly between two regions are common on a pixel grid.
+// Decisions are made in double and in the published order of operations, without fused multiply-add: points
+// that fall exactly between two regions are common on a pixel grid.
 #pragma once
 
 #include <cmath>
@@ -75,7 +77,8 @@ SCRD_HOST_DEVICE inline Region tetrahedron(double x, double y, double z, double 
   return {kCorners, {{a | b, 0, 0}, {a | b, 7 - (a | b), -1}}};
 }
 
-/// One of the octahedron's three pairs of opposite corners: `axis` (near 000) against the other two axes (far).
+/// One of the octahedron's three pairs of opposite corners: `axis` (near 000) against the other two axes
+/// (far).
 struct Pair {
   int axis;
   bool far;
@@ -107,7 +110,8 @@ SCRD_HOST_DEVICE inline Region find_region(double x, double y, double z) {
   const double sum = x + y + z;
   if (sum <= 1) return tetrahedron(x, y, z, 1 - sum);
   if (sum < 2) return octahedron(x, y, z);
-  const Region region = tetrahedron(-x, -y, -z, sum - 3);  // corner 111, seen as corner 000 of the mirrored cell
+  const Region region =
+      tetrahedron(-x, -y, -z, sum - 3);  // corner 111, seen as corner 000 of the mirrored cell
   return {1 << 3 | 1 << 5 | 1 << 6 | 1 << 7, {region.extra[0].mirrored(), region.extra[1].mirrored()}};
 }
 
@@ -117,7 +121,8 @@ struct Place {
   double x, y, z;
 };
 
-/// Product of the displacement and the vertex's gradient, one of the 24 vectors (+-11, +-4, +-4) and its turns.
+/// Product of the displacement and the vertex's gradient, one of the 24 vectors (+-11, +-4, +-4) and its
+/// turns.
 SCRD_HOST_DEVICE inline double along_gradient(int gradient, double x, double y, double z) {
   const int longest = gradient % 3, signs = gradient / 3;
   const double gx = (longest == 0 ? 11 : 4) * ((signs & 1) != 0 ? 1 : -1);
@@ -126,7 +131,8 @@ SCRD_HOST_DEVICE inline double along_gradient(int gradient, double x, double y, 
   return gx * x + gy * y + gz * z;
 }
 
-SCRD_HOST_DEVICE inline double contribution(const uint8_t* permutation, const Place& place, const Vertex& vertex) {
+SCRD_HOST_DEVICE inline double contribution(const uint8_t* permutation, const Place& place,
+                                            const Vertex& vertex) {
   const int i = vertex.along(1), j = vertex.along(2), k = vertex.along(4);
   const double squish = (i + j + k) * kSquish;
   const double x = place.x - i - squish, y = place.y - j - squish, z = place.z - k - squish;
@@ -162,8 +168,8 @@ struct Fractal {
 };
 
 /// The sum of all octaves at pixel w of row h of slice d.
-SCRD_HOST_DEVICE inline float fractal_noise(const uint8_t* permutation, const Fractal& fractal, int64_t d, int64_t h,
-                                            int64_t w) {
+SCRD_HOST_DEVICE inline float fractal_noise(const uint8_t* permutation, const Fractal& fractal, int64_t d,
+                                            int64_t h, int64_t w) {
   double value = 0, amplitude = 1, frequency = fractal.frequency;
   for (int64_t octave = 0; octave < fractal.octaves; ++octave) {
     value += amplitude * noise(permutation, w * frequency, h * frequency, d * frequency);

@@ -8,8 +8,8 @@
 namespace scrd::simplex {
 namespace {
 
-Tensor simplex_noise(const Tensor& seeds, const std::vector<int64_t>& size, int64_t octaves, double persistence,
-                     double frequency, const std::string& variant) {
+Tensor simplex_noise(const Tensor& seeds, const std::vector<int64_t>& size, int64_t octaves,
+                     double persistence, double frequency, const std::string& variant) {
   const CudaLaunch cuda(seeds);
   Tensor out = allocate(seeds, size, variant);
   if (out.numel() == 0) return out;

@@ -43,8 +43,8 @@ inline void launch_simplex_noise(const int64_t* seeds, uint8_t* permutations, fl
   launch(permutation_kernel, shuffles, dim3(kShuffleBlock), 0, stream, seeds, permutations, samples);
   const dim3 grid(static_cast<unsigned>((elements + kEntries - 1) / kEntries),
                   static_cast<unsigned>(samples < kMaxGridY ? samples : kMaxGridY));
-  launch(noise_kernel, grid, dim3(kEntries), 0, stream, static_cast<const uint8_t*>(permutations), out, samples,
-         depth, height, width, fractal);
+  launch(noise_kernel, grid, dim3(kEntries), 0, stream, static_cast<const uint8_t*>(permutations), out,
+         samples, depth, height, width, fractal);
 }
 
 }  // namespace scrd::simplex

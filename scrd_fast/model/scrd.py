@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from scrd_fast.config import ModelConfig, Objective, Preprocessing, Score, TeacherConfig
+from scrd_fast.config import ModelConfig, Objective, Precision, Preprocessing, Score, TeacherConfig
+from scrd_fast.data.reading import normalise
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.model.blocks import Architecture, Bottleneck, ScaleAdaptation, Student
@@ -108,6 +110,14 @@ class SCRD(nn.Module):
         scores = {"mean": top5.mean, "max": top5.max, "top1": top1, "top5": top5.top}
         return Prediction(top5.map, scores, weights)
 
+    @torch.inference_mode()
+    def predict(self, images: Tensor, *, precision: Precision = "32") -> Prediction:
+        """`forward` of images [N, 3, S, S] in [0, 1], as the reading function gives them, on the model's device."""
+        device = next(self.parameters()).device
+        inputs = normalise(images.to(device), self.config.preprocessing)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return self(inputs.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
     def training_loss(self, images: Tensor, noisy: Tensor | None) -> LossParts:
         """Loss of a batch of normal images and the same images with synthetic anomalies.
 
@@ -124,6 +134,13 @@ class SCRD(nn.Module):
         return LossParts(
             objective_loss(self.config.objective, d_clean, d_noisy, weights), d_clean, d_noisy, weights
         )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights, the teacher's included, and of the config."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for tensor in self.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `config.json`; each file appears whole or not at all."""

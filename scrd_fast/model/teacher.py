@@ -128,8 +128,9 @@ def _create(name: str, weights: str) -> Any:
         state = _package_state(name, full.state_dict())
     else:
         state = load_tensors(Path(weights))
-    _load(full, state, features.state_dict(), weights)
-    overlay = {"state_dict": full.state_dict()}
+    needed = {_flat(k) for k in features.state_dict()}
+    _load(full, state, needed, weights)
+    overlay = {"state_dict": {k: v for k, v in full.state_dict().items() if _flat(k) in needed}}
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
 
 
@@ -147,10 +148,10 @@ def _package_state(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(like, carried.values(), strict=True))
 
 
-def _load(full: nn.Module, state: dict[str, Tensor], needed: Mapping[str, Tensor], source: str) -> None:
+def _load(full: nn.Module, state: dict[str, Tensor], needed: set[str], source: str) -> None:
     """Load what the teacher needs into the whole backbone; a head or a last stage may be missing."""
     own = full.state_dict()
-    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape and _flat(k) in map(_flat, needed)]
+    wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape and _flat(k) in needed]
     if wrong:
         k = wrong[0]
         raise ScrdFastError(
@@ -158,7 +159,7 @@ def _load(full: nn.Module, state: dict[str, Tensor], needed: Mapping[str, Tensor
         )
     fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     missing = {_flat(k) for k in own if k not in fitting and not k.endswith("num_batches_tracked")}
-    lacking = sorted(missing & {_flat(k) for k in needed})
+    lacking = sorted(missing & needed)
     if lacking:
         raise ScrdFastError(
             f"teacher weights {source}: {len(lacking)} tensors that the teacher needs are not there, "

@@ -105,14 +105,14 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
 def _why_not_native(op: str, device_type: str) -> str | None:
     if device_type not in _STATES:
         return f"there are native kernels for {' and '.join(_STATES)} only, not for {device_type}"
+    state = _STATES[device_type]
+    if state.state != "loaded":
+        return f"{state.path.name}: {state.state}" + (f": {state.error}" if state.error else "")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"scrd_fast::{op}", device_type.upper()):
+        return f"{op} has no native kernel for {device_type} yet"
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"scrd_fast::{op}", device_type.upper()):
-        return None
-    state = _STATES[device_type]
-    if state.state == "loaded":
-        return f"{op} has no native kernel for {device_type} yet"
-    return f"{state.path.name}: {state.state}" + (f": {state.error}" if state.error else "")
+    return None
 
 
 def choose(op: str, backend: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:

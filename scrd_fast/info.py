@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs here, and why not the rest: the report to attach to a question.
+
+It is needed most where something is broken, so each section is collected by itself: one that fails holds
+`{"error": cause}`, and the others are still there. Nothing here needs torch to be importable.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scrd_fast import __version__
+
+__all__ = ["collect", "render", "usable"]
+
+# Those of the build, of the tests (SCRD_FAST_DATA) and of torch's choice of GPUs.
+VARIABLES = (
+    "SCRD_FAST_CUDA",
+    "SCRD_FAST_NATIVE",
+    "TORCH_CUDA_ARCH_LIST",
+    "MAX_JOBS",
+    "NVCC_THREADS",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CXX",
+    "SCRD_FAST_DATA",
+    "CUDA_VISIBLE_DEVICES",
+)
+GIB = 2**30
+
+
+def collect() -> dict[str, Any]:
+    """All facts, as values that JSON knows. Never raises."""
+    sections: dict[str, Callable[[], Any]] = {
+        "package": _package,
+        "system": _system,
+        "torch": _torch,
+        "gpus": _gpus,
+        "build": _build,
+        "libraries": _libraries,
+        "operators": _operators,
+        "compilers": _compilers,
+        "extras": _extras,
+        "memory_bytes": _memory,
+        "environment": lambda: {name: os.environ.get(name) for name in VARIABLES},
+    }
+    return {name: _guarded(section) for name, section in sections.items()}
+
+
+def usable(info: dict[str, Any]) -> bool:
+    """Whether the operators work at all, on whatever backend."""
+    operators = info["operators"]
+    return bool(operators) and "error" not in operators and "error" not in info["torch"]
+
+
+def render(info: dict[str, Any]) -> str:
+    """The same facts as text for people."""
+    lines: list[str] = []
+    for title, section in info.items():
+        lines.append(f"{title.removesuffix('_bytes').replace('_', ' ')}:")
+        lines += [f"  {line}" for line in _lines(title, section)] or ["  none"]
+    lines.append("usable: " + ("yes" if usable(info) else "no, the operators cannot be loaded; the errors are above"))
+    return "\n".join(lines)
+
+
+def _lines(title: str, section: Any) -> list[str]:
+    if isinstance(section, list):
+        return [", ".join(f"{key} {value}" for key, value in entry.items() if value) for entry in section]
+    if title == "memory_bytes" and "error" not in section:
+        return [f"{key}: {'none' if value is None else f'{value / GIB:.1f} GiB'}" for key, value in section.items()]
+    lines = []
+    for key, value in section.items():
+        if isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {name}: {_text(inner)}" for name, inner in value.items()]
+        else:
+            lines.append(f"{key}: {_text(value)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    return "none" if value in (None, "") else str(value)
+
+
+def _guarded(section: Callable[[], Any]) -> Any:
+    try:
+        return section()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _package() -> dict[str, Any]:
+    return {
+        "version": __version__,
+        "folder": str(Path(__file__).parent),
+        "commit of the build": _guarded_build().get("commit"),
+    }
+
+
+def _system() -> dict[str, Any]:
+    return {
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _torch() -> dict[str, Any]:
+    torch = importlib.import_module("torch")
+    return {
+        "version": torch.__version__,
+        "commit": torch.version.git_version,
+        "cuda": torch.version.cuda,
+        "driver": _driver(),
+        "triton": _version("triton"),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _driver() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", text)
+    return found[1] if found else text.splitlines()[0]
+
+
+def _gpus() -> list[dict[str, Any]]:
+    cuda = importlib.import_module("torch").cuda
+    if not cuda.is_available():
+        return []
+    found = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    return [
+        {"name": gpu.name, "sm": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in found
+    ]
+
+
+def _build() -> dict[str, Any]:
+    facts: dict[str, Any] = importlib.import_module("scrd_fast._C").build_info()
+    return facts
+
+
+def _guarded_build() -> dict[str, Any]:
+    facts: dict[str, Any] = _guarded(_build)
+    return facts
+
+
+def _libraries() -> list[dict[str, Any]]:
+    states = importlib.import_module("scrd_fast.ops._library").libraries()
+    return [
+        {"name": state.name, "state": state.state, "path": str(state.path), "error": state.error} for state in states
+    ]
+
+
+def _operators() -> dict[str, dict[str, str]]:
+    """Each operator x backend: "available" or the reason why not."""
+    torch = importlib.import_module("torch")
+    importlib.import_module("scrd_fast.ops")
+    library = importlib.import_module("scrd_fast.ops._library")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    columns = {
+        "native cpu": ("native", cpu),
+        "native cuda": ("native", cuda),
+        "triton": ("triton", cuda),
+        "reference": ("reference", cpu),
+    }
+    return {
+        op: {title: library.why_not(op, *where) or "available" for title, where in columns.items()}
+        for op in library.operators()
+    }
+
+
+def _compilers() -> dict[str, str | None]:
+    return {"nvcc": _nvcc(), "c++": _first_line(os.environ.get("CXX") or "c++"), "cmake": _first_line("cmake")}
+
+
+def _nvcc() -> str | None:
+    """The compiler that the build would take: that of CUDA_HOME, else on PATH, else in the usual folder."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    folders = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    found = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if found is None:
+        return None
+    release = re.search(r"release [^\n]*", _output(found))
+    return f"{found}: {release[0] if release else 'nvcc --version says nothing about a release'}"
+
+
+def _first_line(command: str) -> str | None:
+    found = shutil.which(command)
+    return f"{found}: {_output(found).splitlines()[0]}" if found else None
+
+
+def _output(program: str) -> str:
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout or done.stderr or "says nothing"
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """The optional dependencies by the extra that brings them, as the package's metadata names them."""
+    found: dict[str, dict[str, str | None]] = {}
+    for requirement in importlib.metadata.requires("scrd_fast") or []:
+        parts = re.match(r"""([\w.-]+).*;.*extra == ["']([\w-]+)["']""", requirement)
+        if parts and parts[2] not in ("dev", "all"):
+            found.setdefault(parts[2], {})[parts[1]] = _version(parts[1])
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> dict[str, int | None]:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return {"total": total, "available": available, "cgroup limit": _cgroup_limit()}
+
+
+def _cgroup_limit() -> int | None:
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = int(Path(file).read_text())
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+        return limit if limit < 2**60 else None  # version 1 writes "no limit" as a huge number
+    return None
