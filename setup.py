@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs CMake for the native code. The build is described in CMakeLists.txt, everything else in pyproject.toml.
+"""Runs CMake. The native build is described in CMakeLists.txt, everything else in pyproject.toml.
 
-Obeyed here: SCRD_FAST_NATIVE=0 (no native code, no compiler), MAX_JOBS (compilers at a time); in CMakeLists.txt:
-SCRD_FAST_CUDA, TORCH_CUDA_ARCH_LIST, NVCC_THREADS, CUDA_HOME.
+Obeyed here: SCRD_FAST_NATIVE=0 (no native code, no compiler) and MAX_JOBS (compilers at a time).
+Obeyed in CMakeLists.txt: SCRD_FAST_CUDA, TORCH_CUDA_ARCH_LIST, NVCC_THREADS, CUDA_HOME.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
-import importlib
+import importlib.metadata
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,10 +23,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-SWITCHES = (
-    "SCRD_FAST_CUDA TORCH_CUDA_ARCH_LIST NVCC_THREADS CUDA_HOME CUDA_PATH "
-    "CXX CXXFLAGS CUDAHOSTCXX CUDAFLAGS NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS LDFLAGS PATH"
-).split()
+# Whatever changes what the compilers are or make.
+SWITCHES = re.compile("SCRD_FAST_|TORCH_CUDA_ARCH_LIST$|NVCC|CUDA|CXX|LDFLAGS$|CMAKE_|PATH$")
 GIB = 2**30
 MEMORY_PER_JOB = 4 * GIB  # one nvcc thread on a file with torch's headers, with room to spare
 
@@ -60,20 +61,18 @@ def jobs() -> int:
 
 def build_folder() -> Path:
     """One folder for each set of switches, so that a build never meets the files of another."""
-    key = [sys.executable, sys.version, *sys.path, *(os.environ.get(name, "") for name in SWITCHES)]
+    switches = sorted(item for item in os.environ.items() if SWITCHES.match(item[0]))
+    torch = [found.version for found in importlib.metadata.distributions(name="torch")]
+    key = [sys.executable, sys.version, sys.path, torch, switches]
     return ROOT / "build" / f"cmake-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
 
 
 def tool_folders() -> list[str]:
-    """Those of the build requirements, which the system's cmake is often too old for; an environment that is not
-    activated does not have them on PATH."""
-    folders = []
-    for module, name in (("cmake", "CMAKE_BIN_DIR"), ("ninja", "BIN_DIR")):
-        try:
-            folders.append(getattr(importlib.import_module(module), name))
-        except (ImportError, AttributeError):  # a system package: on PATH then
-            continue
-    return folders
+    """Where pip put cmake and ninja: an environment that is not activated does not have them on PATH, and the
+    system's cmake is often too old."""
+    homes = {"cmake": "CMAKE_BIN_DIR", "ninja": "BIN_DIR"}
+    found = {name for name in homes if importlib.util.find_spec(name)}
+    return [getattr(importlib.import_module(name), homes[name]) for name in sorted(found)]
 
 
 class PythonFiles(build_py):
@@ -99,10 +98,11 @@ class CMakeBuild(build_ext):
             self._cmake("--install", build)
         except (OSError, subprocess.CalledProcessError) as error:
             stopped = build / "stopped.txt"
-            cause = stopped.read_text() if stopped.exists() else f"the native build failed, see above: {error}"
+            cause = stopped.read_text().strip() if stopped.exists() else f"see above: {error}"
             sys.stdout.flush()
-            sys.exit(f"SCRD_FAST_NATIVE=0 installs without native code.\nscrd_fast: {cause.strip()}")
-        print((build / "summary.txt").read_text(), end="", flush=True)
+            sys.exit(f"SCRD_FAST_NATIVE=0 installs without native code.\nscrd_fast: {cause}")
+        # At the very end: setuptools lists the files that it packs after this command.
+        atexit.register(print, (build / "summary.txt").read_text(), end="", flush=True)
 
     def _cmake(self, *arguments: object) -> None:
         path = os.pathsep.join([*tool_folders(), os.environ.get("PATH", "")])
@@ -112,7 +112,8 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, *map(str, arguments)], check=True, env=os.environ | {"PATH": path})
 
 
-setup(
-    ext_modules=[Extension("scrd_fast._C", sources=[])] if native() else [],
-    cmdclass={"build_ext": CMakeBuild, "build_py": PythonFiles},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("scrd_fast._C", sources=[])] if native() else [],
+        cmdclass={"build_ext": CMakeBuild, "build_py": PythonFiles},
+    )

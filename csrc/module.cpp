@@ -7,6 +7,8 @@
 #include <map>
 #include <string>
 
+#include "build_facts.h"  // written by CMake
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the native build of scrd_fast.";
   m.def(

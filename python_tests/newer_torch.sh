@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Runs the operators' tests with the libraries as they were built, under the newer torch of another environment:
-#   python_tests/newer_torch.sh VENV [pytest arguments; default: the tests of the native operators]
+#   python_tests/newer_torch.sh VENV [pytest arguments]
 # VENV holds torch, numpy, numba, opensimplex, pytest and pytest-timeout, and the Python version of the build.
 set -eu
 if [ $# -lt 1 ] || [ ! -x "$1/bin/python" ]; then
@@ -22,5 +22,5 @@ version = lambda text: tuple(int(part) for part in text.split("+")[0].split(".")
 assert version(torch.__version__) > version(built), "the environment's torch is not newer than that of the build"
 assert state.state == "loaded", state
 CHECK
-[ $# -gt 0 ] || set -- python_tests/ops/test_simplex_noise.py python_tests/ops/test_library.py
-exec "$python" -m pytest -p no:cacheprovider "$@"
+tests="python_tests/ops/test_simplex_noise.py python_tests/ops/test_library.py"  # those of native code
+exec "$python" -m pytest -p no:cacheprovider $tests "$@"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thresholds and percentiles from normal scores: hand-computed values, guarantees by simulation, exact files."""
+"""Thresholds and percentiles from normal scores: by hand, guarantees by simulation, exact files."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def test_threshold_rank(count: int, fpr: float, rank: int, reachable: bool) -> N
     assert calibration.reachable == reachable
 
 
+@settings(deadline=None, max_examples=60)
 @given(SCORES, RATES)
 def test_threshold_is_a_score_at_or_above_the_median(scores: list[float], fpr: float) -> None:
     calibration = Calibration.fit(scores, "max", fpr)
@@ -64,12 +65,14 @@ def test_threshold_is_a_score_at_or_above_the_median(scores: list[float], fpr: f
         assert calibration.threshold_high >= calibration.threshold
 
 
+@settings(deadline=None, max_examples=60)
 @given(SCORES, RATES, RATES)
 def test_lower_rate_never_lowers_the_threshold(scores: list[float], one: float, two: float) -> None:
     strict, loose = sorted((one, two))
     assert Calibration.fit(scores, "max", strict).threshold >= Calibration.fit(scores, "max", loose).threshold
 
 
+@settings(deadline=None, max_examples=60)
 @given(SCORES, st.lists(FINITE, min_size=2, max_size=20))
 def test_percentile_is_the_share_at_or_below_and_monotone(scores: list[float], new: list[float]) -> None:
     calibration = Calibration.fit(scores, "mean", 0.1)
@@ -151,7 +154,7 @@ def test_few_scores_have_no_upper_bound() -> None:
     assert Calibration.fit(range(73), "mean").threshold_high == 72.0
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=60)
 @given(SCORES, RATES)
 def test_file_round_trip_is_exact(
     tmp_path_factory: pytest.TempPathFactory, scores: list[float], fpr: float
@@ -247,6 +250,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         Calibration.load(tmp_path / "none.json")
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(min_value=0.0, max_value=10.0), min_size=1, max_size=60))
 def test_map_range_keeps_normal_images_cold(peaks: list[float]) -> None:
     low, high = map_range(peaks)

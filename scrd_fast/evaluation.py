@@ -147,8 +147,9 @@ class _Kept:
             "Normal, most suspicious": _Best(0, +1),
             "Abnormal, least suspicious": _Best(1, -1),
         }
-        self._writer = csv.writer(self.table, lineterminator="\n")
-        self._writer.writerow(HEADER)
+        # Quoting every path keeps a carriage return in a file's name: the writer would not see to it by itself.
+        self._writer = csv.writer(self.table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        self.table.write(",".join(HEADER) + "\n")
 
     def add(self, prediction: Prediction) -> None:
         path = prediction.path
@@ -164,7 +165,8 @@ class _Kept:
         if prediction.mask is not None and prediction.mask.shape != prediction.map.shape:
             shapes = f"{prediction.mask.shape} and {prediction.map.shape}"
             raise ValueError(f"{path}: mask and map must be [H, W] alike, got {shapes}")
-        self._writer.writerow([path, int(prediction.label), *map(repr, scores.values())])
+        # The writer prints floats by repr, which is exact.
+        self._writer.writerow([path, int(prediction.label), *scores.values()])
         if prediction.mask is not None:
             # Copies: a view would keep the whole batch alive that it was cut from.
             self.maps.append(np.array(prediction.map, dtype=np.float32))
@@ -260,6 +262,11 @@ def _pixel_numbers(
     )
 
 
+def _printable(path: str) -> str:
+    """The end of a file's name, as text that can be drawn: names may hold line breaks or broken bytes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in Path(path).name[-28:])
+
+
 def _draw(
     out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibration | None, score: str
 ) -> None:
@@ -283,7 +290,7 @@ def _draw(
         (
             f"{name} (score {score})",
             [
-                Panel(f"{Path(p.path).name[-28:]}   {p.scores[score]:.4g}", p.image, p.map, p.mask)
+                Panel(f"{_printable(p.path)}   {p.scores[score]:.4g}", p.image, p.map, p.mask)
                 for p in best.ranked()
             ],
         )

@@ -7,6 +7,7 @@ It is needed most where something is broken, so each section is collected by its
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import os
@@ -69,7 +70,7 @@ def render(info: dict[str, Any]) -> str:
     for title, section in info.items():
         lines.append(f"{title.removesuffix('_bytes').replace('_', ' ')}:")
         lines += [f"  {line}" for line in _lines(title, section)] or ["  none"]
-    lines.append("usable: " + ("yes" if usable(info) else "no, the operators cannot be loaded; the errors are above"))
+    lines.append("usable: " + ("yes" if usable(info) else "no; the errors above say why"))
     return "\n".join(lines)
 
 
@@ -77,7 +78,9 @@ def _lines(title: str, section: Any) -> list[str]:
     if isinstance(section, list):
         return [", ".join(f"{key} {value}" for key, value in entry.items() if value) for entry in section]
     if title == "memory_bytes" and "error" not in section:
-        return [f"{key}: {'none' if value is None else f'{value / GIB:.1f} GiB'}" for key, value in section.items()]
+        return [
+            f"{key}: {value / GIB:.1f} GiB" if value else f"{key}: none" for key, value in section.items()
+        ]
     lines = []
     for key, value in section.items():
         if isinstance(value, dict):
@@ -140,9 +143,9 @@ def _gpus() -> list[dict[str, Any]]:
     cuda = importlib.import_module("torch").cuda
     if not cuda.is_available():
         return []
-    found = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
+    gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
     return [
-        {"name": gpu.name, "sm": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in found
+        {"name": gpu.name, "sm": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in gpus
     ]
 
 
@@ -158,9 +161,7 @@ def _guarded_build() -> dict[str, Any]:
 
 def _libraries() -> list[dict[str, Any]]:
     states = importlib.import_module("scrd_fast.ops._library").libraries()
-    return [
-        {"name": state.name, "state": state.state, "path": str(state.path), "error": state.error} for state in states
-    ]
+    return [dataclasses.asdict(state) | {"path": str(state.path)} for state in states]
 
 
 def _operators() -> dict[str, dict[str, str]]:
@@ -182,7 +183,7 @@ def _operators() -> dict[str, dict[str, str]]:
 
 
 def _compilers() -> dict[str, str | None]:
-    return {"nvcc": _nvcc(), "c++": _first_line(os.environ.get("CXX") or "c++"), "cmake": _first_line("cmake")}
+    return {"nvcc": _nvcc(), "c++": _first_line(os.environ.get("CXX") or "c++")}
 
 
 def _nvcc() -> str | None:

@@ -30,7 +30,7 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 
 Array = NDArray[np.float32]
 FIELD_MM = 205.0  # width and height of the field of view; the template's brain is about 145 x 180 mm
-SLICES_MM = (89.0, 100.0)  # template planes through the side ventricles
+SLICES_MM = (91.0, 98.0)  # template planes through the side ventricles
 MADE_BY = "examples/demo/make_data.py"
 SPLITS = {"train": 0, "normal": 1, "abnormal": 2}
 
@@ -79,18 +79,18 @@ def slice_plane(rng: np.random.Generator, size: int) -> Array:
     spacing = FIELD_MM / size
     axis = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * spacing
     down, right = np.meshgrid(axis, axis, indexing="ij")
-    turn = np.deg2rad(rng.uniform(-4, 4))
-    scale_x, scale_y = rng.uniform(0.96, 1.04, 2)
+    turn = np.deg2rad(rng.uniform(-3, 3))
+    scale_x, scale_y = rng.uniform(0.97, 1.03, 2)
     shear = rng.uniform(-0.02, 0.02)
     x = scale_x * (np.cos(turn) * right - np.sin(turn) * down) + shear * down
     y = scale_y * (np.sin(turn) * right + np.cos(turn) * down)
     # Two lengths of warp: the large one changes head and ventricle shape, the small one the folds.
-    for sigma_mm, amplitude_mm in ((22.0, 1.8), (8.0, 0.6)):
+    for sigma_mm, amplitude_mm in ((22.0, 1.4), (8.0, 0.5)):
         x = x + amplitude_mm * smooth_field(rng, size, sigma_mm / spacing)
         y = y + amplitude_mm * smooth_field(rng, size, sigma_mm / spacing)
     tilt_x, tilt_y = np.tan(np.deg2rad(rng.uniform(-2, 2, 2)))
     z = rng.uniform(*SLICES_MM) + tilt_x * x + tilt_y * y
-    shift_x, shift_y = rng.uniform(-3, 3, 2)
+    shift_x, shift_y = rng.uniform(-2, 2, 2)
     # The front of the head is up: the template's y axis points forward, image rows go down.
     return np.stack([98.0 + shift_x + x, 116.0 + shift_y - y, z]).astype(np.float32)
 
@@ -103,7 +103,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
     brain = t1 > 0.08
     # The template averages 152 heads and is smoother than any one of them: give back some fine texture.
     texture = 0.012 * smooth_field(rng, size, 1.3 / spacing)
-    signal = t1 ** rng.uniform(1.2, 1.35) + rng.uniform(-0.02, 0.02) * grey + texture
+    signal = t1 ** rng.uniform(1.2, 1.35) + rng.uniform(-0.015, 0.015) * grey + texture
     return Scene(np.where(brain, signal, 0).astype(np.float32), grey, white, brain, spacing)
 
 
@@ -168,7 +168,7 @@ def mass(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
 
 def necrosis(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     """A dark, dead core inside an uneven brighter rim."""
-    radius = rng.uniform(10, 16)
+    radius = rng.uniform(11, 17)
     centre = pick_centre(rng, scene, scene.tissue, radius + 2)
     depth = blob_depth(rng, scene, centre, radius)
     whole = trim(soft(depth, 2.5) * scene.brain)
@@ -199,12 +199,12 @@ def stroke(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     middle = (np.argwhere(scene.brain).mean(0) - apex) * -1.0
     heading = np.arctan2(*middle) + rng.normal(0, 0.35)
     turned = np.abs((angle - heading + np.pi) % (2 * np.pi) - np.pi)
-    half_width = rng.uniform(0.36, 0.58) + 0.05 * smooth_field(rng, angle.shape[0], 5.0 / scene.spacing)
+    half_width = rng.uniform(0.42, 0.62) + 0.05 * smooth_field(rng, angle.shape[0], 5.0 / scene.spacing)
     sides = (half_width - turned) * np.minimum(distance, 45.0)
     share = trim(soft(sides, 4.0) * soft(distance, 6.0) * soft(55.0 - distance, 8.0) * scene.tissue)
     level = local_level(scene, share)
     paler = 0.6 * scene.signal + 0.4 * level  # swelling hides part of the grey-white border
-    return scene.signal * (1 - share) + share * paler * (1 - rng.uniform(0.28, 0.40)), share
+    return scene.signal * (1 - share) + share * paler * (1 - rng.uniform(0.32, 0.42)), share
 
 
 def spots(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
@@ -213,8 +213,8 @@ def spots(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     change = -rng.uniform(0.45, 0.60) if dark else rng.uniform(0.40, 0.55)
     place = scene.white**2 if dark else scene.grey**2
     total = np.zeros_like(scene.signal)
-    for _ in range(int(rng.integers(5, 10))):
-        radius = rng.uniform(4.0, 6.5)
+    for _ in range(int(rng.integers(6, 11))):
+        radius = rng.uniform(4.5, 7.0)
         depth = blob_depth(rng, scene, pick_centre(rng, scene, place, 10.0), radius)
         total = np.maximum(total, trim(soft(depth, 2.0) * scene.brain))
     return scene.signal * (1 + change * total), total
@@ -237,7 +237,7 @@ def acquire(rng: np.random.Generator, scene: Scene) -> Callable[[Array], NDArray
     size = scene.signal.shape[0]
     shading = np.exp(0.05 * smooth_field(rng, size, 40.0 / scene.spacing)).astype(np.float32)
     top = np.percentile((scene.signal * shading)[scene.brain], 99.0) * rng.uniform(0.97, 1.03)
-    real, imaginary = rng.standard_normal((2, size, size), dtype=np.float32) * rng.uniform(0.010, 0.015)
+    real, imaginary = rng.standard_normal((2, size, size), dtype=np.float32) * rng.uniform(0.010, 0.014)
 
     def picture(signal: Array) -> NDArray[np.uint8]:
         shown = np.hypot(signal * shading / top + real, imaginary)  # a magnitude image: Rician noise

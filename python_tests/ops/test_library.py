@@ -41,7 +41,12 @@ def use(copy: Path) -> list[str]:
     """The lines that USE prints with that copy."""
     environment = os.environ | {"PYTHONPATH": str(copy.parent)}
     done = subprocess.run(  # python -c looks in the working directory first
-        [sys.executable, "-c", USE], env=environment, cwd=copy.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", USE],
+        env=environment,
+        cwd=copy.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -61,7 +66,12 @@ def test_a_library_that_does_not_load_keeps_its_cause_and_warns_once(copy: Path)
     (copy / "libscrd_fast_cpu.so").write_text("not a library")
     _, warned, state, reason, shape = use(copy)
     assert warned.startswith("1 ")
-    for word in ("libscrd_fast_cpu.so", "built with torch", f"found torch {torch.__version__}", "pip install"):
+    for word in (
+        "libscrd_fast_cpu.so",
+        "built with torch",
+        f"found torch {torch.__version__}",
+        "pip install",
+    ):
         assert word in warned
     assert "state='failed to load'" in state
     assert "libscrd_fast_cpu.so: failed to load: " in reason

@@ -23,7 +23,9 @@ FREQUENCIES = [1 / 32, 0.25, 1.0, 1 / 3, 0.37]
 HERE = ["reference", "native"]
 
 
-def published(seed: int, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float) -> Tensor:
+def published(
+    seed: int, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float
+) -> Tensor:
     """The float64 sum of the octaves of the package `opensimplex`, [D, H, W]."""
     noise = opensimplex.OpenSimplex(seed)
     z, y, x = (np.arange(length, dtype=np.float64) for length in size)
@@ -34,7 +36,9 @@ def published(seed: int, size: tuple[int, int, int], octaves: int, persistence: 
     return torch.from_numpy(total)
 
 
-def assert_published(actual: Tensor, seeds: list[int], octaves: int, persistence: float, frequency: float) -> None:
+def assert_published(
+    actual: Tensor, seeds: list[int], octaves: int, persistence: float, frequency: float
+) -> None:
     assert actual.dtype == torch.float32
     size = actual.shape[1], actual.shape[2], actual.shape[3]
     expected = torch.stack([published(seed, size, octaves, persistence, frequency) for seed in seeds])
@@ -60,7 +64,9 @@ def test_equals_the_published_package_at_every_frequency(frequency: float, backe
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_cuda_equals_the_published_package(size: tuple[int, int, int]) -> None:
     for frequency in FREQUENCIES:
-        actual = simplex_noise(torch.tensor(SEEDS, device="cuda"), size, frequency=frequency, backend="native")
+        actual = simplex_noise(
+            torch.tensor(SEEDS, device="cuda"), size, frequency=frequency, backend="native"
+        )
         assert_published(actual, SEEDS, octaves=6, persistence=0.6, frequency=frequency)
 
 
@@ -80,7 +86,7 @@ def test_cuda_runs_on_the_current_stream_inside_a_graph() -> None:
         captured = simplex_noise(seeds, (3, 8, 8))
     seeds.copy_(torch.tensor([3, 4]))
     graph.replay()
-    torch.testing.assert_close(captured, simplex_noise(torch.tensor([3, 4], device="cuda"), (3, 8, 8)), rtol=0, atol=0)
+    assert torch.equal(captured, simplex_noise(torch.tensor([3, 4], device="cuda"), (3, 8, 8)))
 
 
 def test_auto_is_the_native_kernel_where_it_is_loaded() -> None:
@@ -192,7 +198,7 @@ GOOD: dict[str, Any] = {"seeds": torch.tensor([1]), "size": (1, 2, 3)}
         ({"frequency": 2.0**12}, ValueError, "frequency * 2^octaves below 2^16, got 4096.0"),
         ({"frequency": float("inf")}, ValueError, "got inf"),
         ({"variant": "hashed"}, ValueError, "variant must be one of opensimplex, got 'hashed'"),
-        ({"backend": "cuda"}, ValueError, "backend must be one of auto, reference, native, triton, got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "one of auto, reference, native, triton, got 'cuda'"),
         ({"backend": "triton"}, UnavailableError, "simplex_noise has no Triton kernel yet"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -48,22 +48,25 @@ def _axis(source: int, target: int, sigma: float, border: str, like: Tensor) -> 
     return matrix.to(device=like.device, dtype=accumulator(like))
 
 
+def _norm(x: Tensor, eps: float) -> Tensor:
+    """max(|x|, eps) over channels, [N, 1, H_k, W_k]."""
+    return x.square().sum(1, keepdim=True).clamp_min(eps * eps).sqrt()
+
+
 def _distance(x: Tensor, y: Tensor, eps: float) -> Tensor:
     """1 - cos over channels, [N, H_k, W_k]; each norm is clamped by eps on its own."""
     x, y = x.to(accumulator(x)), y.to(accumulator(y))
-    norms = x.norm(dim=1).clamp_min(eps) * y.norm(dim=1).clamp_min(eps)
-    return 1 - (x * y).sum(1) / norms
+    return 1 - ((x * y).sum(1, keepdim=True) / (_norm(x, eps) * _norm(y, eps)))[:, 0]
 
 
 def _distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
     """Gradient of `sum(grad * _distance(x, y))` with respect to x."""
     a, b = x.to(accumulator(x)), y.to(accumulator(y))
-    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True).clamp_min(eps)
-    clamped = norm_a.clamp_min(eps)
-    cosine = (a * b).sum(1, keepdim=True) / (clamped * norm_b)
+    norm_a, norm_b = _norm(a, eps), _norm(b, eps)
+    cosine = (a * b).sum(1, keepdim=True) / (norm_a * norm_b)
     # Below eps the norm is a constant, so its own derivative vanishes.
-    shrink = torch.where(norm_a > eps, cosine / clamped.square(), torch.zeros_like(cosine))
-    return (grad[:, None] * (shrink * a - b / (clamped * norm_b))).to(x.dtype).contiguous()
+    shrink = torch.where(norm_a > eps, cosine / norm_a.square(), torch.zeros_like(cosine))
+    return (grad[:, None] * (shrink * a - b / (norm_a * norm_b))).to(x.dtype).contiguous()
 
 
 def anomaly_map(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operator library `scrd_fast`: its compiled kernels, and which of them can run what.
 
-An operator always exists. `define` gives it a schema and its plain-PyTorch reference; the kernels in the two shared
-libraries replace the reference on their device once they are loaded. So `backend="auto"` is torch's dispatcher, a
-compiled or exported graph is the same with and without kernels, and no operator asks what was built.
+An operator always exists. `define` gives it a schema and its plain-PyTorch reference; the kernels in the two
+shared libraries replace the reference on their device once they are loaded. So `backend="auto"` is torch's
+dispatcher, a compiled or exported graph is the same with and without kernels, and no operator asks what was
+built.
 """
 
 from __future__ import annotations
@@ -19,12 +20,23 @@ import torch
 
 from scrd_fast.errors import UnavailableError
 
-__all__ = ["BACKENDS", "LibraryState", "build_info", "choose", "define", "libraries", "library", "operators", "why_not"]
+__all__ = [
+    "BACKENDS",
+    "LibraryState",
+    "build_info",
+    "choose",
+    "define",
+    "libraries",
+    "library",
+    "operators",
+    "why_not",
+]
 
 BACKENDS = ("auto", "reference", "native", "triton")
-REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"  # builds with the torch in use
+# Without isolation, so that it builds with the torch in use.
+REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"
 
-library = torch.library.Library("scrd_fast", "DEF")
+library = torch.library.Library("scrd_fast", "DEF")  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -51,10 +63,10 @@ def _load(name: str) -> LibraryState:
     if not path.exists():
         why = (build_info() or {}).get(f"no_{name}_reason", "installed without native code")
         return LibraryState(name, path, f"not built ({why})")
-    if name == "cuda" and not torch.backends.cuda.is_built():
+    if name == "cuda" and torch.version.cuda is None:
         return LibraryState(name, path, f"not loaded (torch {torch.__version__} has no CUDA)")
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         _warn(path, str(error))
         return LibraryState(name, path, "failed to load", str(error))
@@ -80,7 +92,8 @@ def libraries() -> list[LibraryState]:
 
 def define(schema: str, reference: Callable[..., Any]) -> None:
     """Define an operator whose kernel, where no other is registered, is `reference`."""
-    library.impl(library.define(schema), reference, "CompositeExplicitAutograd")
+    name = library.define(schema)  # type: ignore[no-untyped-call]
+    library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def operators() -> list[str]:
@@ -90,7 +103,7 @@ def operators() -> list[str]:
 
 
 # Dynamo takes the answer as a constant: kernels do not come and go while a graph is compiled.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def why_not(op: str, backend: str, device: torch.device) -> str | None:
     """None if `backend` can run the operator `op` on `device`, else the reason."""
     if backend not in BACKENDS:

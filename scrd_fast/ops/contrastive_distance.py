@@ -78,10 +78,14 @@ def _flat(x: Tensor) -> Tensor:
     return x.to(_accumulator(x)).flatten(1)
 
 
+def _norm(x: Tensor, eps: float) -> Tensor:
+    """max(|x|, eps), [N, 1]. torch's `sum` adds in a tree, its `norm` one after the other: 1e-5 on large maps."""
+    return x.square().sum(1, keepdim=True).clamp_min(eps * eps).sqrt()
+
+
 def _cosine(x: Tensor, y: Tensor, eps: float) -> Tensor:
     x, y = _flat(x), _flat(y)
-    norms = x.norm(dim=1).clamp_min(eps) * y.norm(dim=1).clamp_min(eps)
-    return (x * y).sum(1) / norms
+    return ((x * y).sum(1, keepdim=True) / (_norm(x, eps) * _norm(y, eps)))[:, 0]
 
 
 def _distances(teacher: list[Tensor], student: list[Tensor], eps: float) -> Tensor:
@@ -98,13 +102,11 @@ def _reference(
 def _distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
     """Gradient of `sum(grad * d(x, y))` with respect to x: -(y / (|x| |y|) - cos * x / |x|^2) * grad."""
     a, b = _flat(x), _flat(y)
-    norm_a, norm_b = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True).clamp_min(eps)
-    clamped = norm_a.clamp_min(eps)
-    direction = b / (clamped * norm_b)
-    cosine = (a * b).sum(1, keepdim=True) / (clamped * norm_b)
+    norm_a, norm_b = _norm(a, eps), _norm(b, eps)
+    cosine = (a * b).sum(1, keepdim=True) / (norm_a * norm_b)
     # Below eps the norm is a constant, so its own derivative vanishes.
-    shrink = torch.where(norm_a > eps, cosine / clamped.square(), torch.zeros_like(cosine))
-    return (-(direction - shrink * a) * grad[:, None].to(a.dtype)).view(x.shape).to(x.dtype)
+    shrink = torch.where(norm_a > eps, cosine / norm_a.square(), torch.zeros_like(cosine))
+    return ((shrink * a - b / (norm_a * norm_b)) * grad[:, None].to(a.dtype)).view(x.shape).to(x.dtype)
 
 
 def _reference_backward(

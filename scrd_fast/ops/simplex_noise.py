@@ -4,16 +4,16 @@ r"""Fractal simplex noise.
     out[n, d, h, w] = sum over octaves o of  persistence^o * noise3(x = w f_o, y = h f_o, z = d f_o)
     f_o = frequency * 2^o
 
-`noise3` is OpenSimplex noise (Kurt Spencer, 2014) of the permutation that the seed `seeds[n]` stands for, seed for
-seed that of the package `opensimplex`. Every vertex that contributes to a point lies at a small integer offset from
-the origin of the point's lattice cell; the displacement from it is d = d0 - offset - sum(offset) / 3, and it adds
-max(0, 2 - |d|^2)^4 * (gradient . d) / 103.
+`noise3` is OpenSimplex noise (Kurt Spencer, 2014) of the permutation that `seeds[n]` stands for, seed for
+seed that of the package `opensimplex`. Every vertex that contributes to a point lies at a small integer
+offset from the origin of the point's lattice cell; the displacement from it is d = d0 - offset -
+sum(offset) / 3, and it adds max(0, 2 - |d|^2)^4 * (gradient . d) / 103.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from scrd_fast.ops._library import choose, define
 __all__ = ["simplex_noise"]
 
 SCHEMA = (
-    "simplex_noise(Tensor seeds, SymInt[] size, int octaves, float persistence, float frequency, str variant) -> Tensor"
+    "simplex_noise(Tensor seeds, SymInt[] size, int octaves, float persistence, float frequency, str variant)"
+    " -> Tensor"
 )
 
 
@@ -38,11 +39,11 @@ def simplex_noise(
     variant: str = "opensimplex",
     backend: str = "auto",
 ) -> Tensor:  # float32 [N, D, H, W]
-    """A block of fractal noise of size (D, H, W) for each seed, on the seeds' device; not normalised, no gradient.
+    """A block of fractal noise of size (D, H, W) for each seed, on the seeds' device. No gradient.
 
-    `frequency` is the first octave's, in cycles per pixel; each octave doubles it and weighs `persistence` times
-    the one before. Computed in float64: every backend is within 1e-6 of the float64 sum, and the same seed gives
-    the same bits in any batch and on any number of threads.
+    `frequency` is the first octave's, in cycles per pixel; each octave doubles it and weighs `persistence`
+    times the one before. Every backend computes in float64 and rounds the sum to float32 (relative error
+    6e-8). A seed gives the same bits in any batch and on any number of threads.
 
     Raises ValueError (shapes and values) or TypeError (types).
 
@@ -59,7 +60,12 @@ def simplex_noise(
 
 
 def _check(
-    seeds: Tensor, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float, variant: str
+    seeds: Tensor,
+    size: tuple[int, int, int],
+    octaves: int,
+    persistence: float,
+    frequency: float,
+    variant: str,
 ) -> None:
     if not isinstance(seeds, Tensor):
         raise TypeError(f"seeds must be a tensor, got {type(seeds).__name__}")
@@ -75,7 +81,7 @@ def _check(
         raise TypeError(f"octaves must be an integer, got {octaves!r}")
     if not 1 <= octaves <= 32:
         raise ValueError(f"octaves must be 1 to 32, got {octaves}")
-    if not math.isfinite(persistence):
+    if not -math.inf < persistence < math.inf:  # Dynamo cannot trace math.isfinite
         raise ValueError(f"persistence must be finite, got {persistence}")
     # Beyond 2^40 a float64 coordinate has too few bits left to tell where in its cell a point lies.
     if not 0 < frequency * 2**octaves < 2.0**16:
@@ -116,9 +122,7 @@ def _tetrahedron(x: Tensor, y: Tensor, z: Tensor, origin: Tensor) -> tuple[_Vert
     both, down = a | b, none - 1
     at_origin = (origin > x) | (origin > y)
     first = _where(at_origin, _Vertices(closest, other, down), _Vertices(both, none, none))
-    second = _where(
-        at_origin, _Vertices(closest, 7 - closest - other, down), _Vertices(both, 7 - both, down)
-    )
+    second = _where(at_origin, _Vertices(closest, 7 - closest - other, down), _Vertices(both, 7 - both, down))
     return first, second
 
 
@@ -143,7 +147,7 @@ def _octahedron(x: Tensor, y: Tensor, z: Tensor) -> tuple[_Vertices, _Vertices]:
 
 
 def _regions(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, tuple[_Vertices, _Vertices]]:
-    """For points of a stretched cell: the corners that contribute (bit m stands for corner m), the extra vertices."""
+    """For points of a stretched cell: the corners that contribute (bit m is corner m), the extra vertices."""
     total = x + y + z
     low, high = total <= 1, total >= 2
     corners = torch.where(low, 0b00010111, torch.where(high, 0b11101000, 0b01111110))
@@ -201,7 +205,7 @@ def _noise(permutations: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _permutations(seeds: Tensor) -> Tensor:
-    """The shuffles of 0..255 that the seeds stand for, [N, 256]; int64 products wrap, as the generator wants."""
+    """The shuffles of 0..255 that the seeds stand for, [N, 256]. int64 products wrap, as they have to."""
     multiplier, increment = 6364136223846793005, 1442695040888963407
     state = seeds
     for _ in range(3):
@@ -218,7 +222,12 @@ def _permutations(seeds: Tensor) -> Tensor:
 
 
 def _reference(
-    seeds: Tensor, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float, variant: str
+    seeds: Tensor,
+    size: tuple[int, int, int],
+    octaves: int,
+    persistence: float,
+    frequency: float,
+    variant: str,
 ) -> Tensor:
     check_choice("variant", variant, ("opensimplex",))
     permutations = _permutations(seeds)
@@ -232,9 +241,7 @@ def _reference(
     return value.float()
 
 
-def _fake(
-    seeds: Tensor, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float, variant: str
-) -> Tensor:
+def _fake(seeds: Tensor, size: tuple[int, int, int], *_: Any) -> Tensor:
     return seeds.new_empty((seeds.shape[0], *size), dtype=torch.float32)
 
 

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+from tolerances import TOLERANCES
+from torch import Tensor
+
+from scrd_fast.errors import UnavailableError
+from scrd_fast.ops import anomaly_map
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+BACKENDS = ["auto", "reference"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+# Feature sizes and map sizes: the model's, primes, not square, one pixel, a map smaller than the blur's radius.
+CASES = [
+    ([(2, 24, 16, 16), (2, 40, 8, 8), (2, 112, 4, 4)], (64, 64)),
+    ([(1, 3, 7, 5), (1, 2, 3, 11)], (29, 31)),
+    ([(3, 1, 1, 1)], (5, 3)),
+    ([(2, 4, 6, 6)], (1, 1)),
+    ([(1, 5, 1, 9)], (1, 40)),
+    ([(0, 3, 4, 4)], (8, 8)),
+]
+
+
+def features(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    return [torch.randn(shape).to(device=device, dtype=dtype) for shape in shapes]
+
+
+def independent(
+    teacher: list[Tensor],
+    student: list[Tensor],
+    weights: Tensor | None,
+    size: tuple[int, int],
+    sigma: float = 4.0,
+    border: str = "reflect",
+    combine: str = "add",
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """torch's cosine and interpolation, scipy's blur, float64, [N, H, W]."""
+    scales = []
+    for t, s in zip(teacher, student, strict=True):
+        distance = 1 - F.cosine_similarity(t.double(), s.double(), dim=1, eps=1e-8)
+        scales.append(F.interpolate(distance[:, None], size=size, mode="bilinear", align_corners=True)[:, 0])
+    stacked = torch.stack(scales, dim=1).cpu()
+    if weights is not None:
+        stacked = stacked * weights.double().cpu()[:, :, None, None]
+    combined = (stacked.sum(1) if combine == "add" else stacked.prod(1)).numpy()
+    if sigma == 0:
+        return combined
+    blurred = [gaussian_filter(m, sigma, mode=border, truncate=4.0) for m in combined]
+    return np.stack(blurred) if blurred else combined
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shapes", "size"), CASES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_equals_torch_and_scipy(
+    shapes: list[tuple[int, ...]],
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    device: str,
+    backend: str,
+    weighted: bool,
+) -> None:
+    torch.manual_seed(0)
+    teacher, student = features(shapes, dtype, device), features(shapes, dtype, device)
+    weights = torch.rand(shapes[0][0], len(shapes), device=device, dtype=torch.float64) if weighted else None
+    if weights is not None and dtype != torch.float64:
+        weights = weights.float()
+    result = anomaly_map(teacher, student, weights, size, top=0.07, backend=backend)
+    expected = torch.from_numpy(independent(teacher, student, weights, size))
+    tolerance = TOLERANCES["anomaly_map", dtype]._asdict()
+    assert result.map is not None
+    assert result.max is not None
+    assert result.top is not None
+    torch.testing.assert_close(result.map[:, 0].cpu().double(), expected, **tolerance)
+    pixels = expected.flatten(1)
+    torch.testing.assert_close(result.mean.cpu().double(), pixels.mean(1), **tolerance)
+    torch.testing.assert_close(result.max.cpu().double(), pixels.amax(1), **tolerance)
+    largest = pixels.sort(dim=1, descending=True).values[:, : math.ceil(0.07 * pixels.shape[1])]
+    torch.testing.assert_close(result.top.cpu().double(), largest.mean(1), **tolerance)
+
+
+@pytest.mark.parametrize("border", ["reflect", "mirror"])
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+@pytest.mark.parametrize("sigma", [0.0, 0.6, 4.0, 7.3])
+@pytest.mark.parametrize("size", [(1, 2), (9, 33), (40, 40)], ids=str)
+def test_every_border_combination_and_blur(size: tuple[int, int], sigma: float, combine: str, border: str) -> None:
+    torch.manual_seed(3)
+    shapes = [(2, 4, 6, 5), (2, 8, 3, 2)]
+    teacher, student = features(shapes, torch.float64), features(shapes, torch.float64)
+    result = anomaly_map(teacher, student, None, size, sigma=sigma, border=border, combine=combine)
+    expected = independent(teacher, student, None, size, sigma, border, combine)
+    assert result.map is not None
+    np.testing.assert_allclose(result.map[:, 0].numpy(), expected, rtol=1e-11, atol=1e-11)
+    alone = anomaly_map(
+        teacher, student, None, size, sigma=sigma, border=border, combine=combine, return_map=False
+    )
+    assert alone.map is None
+    assert alone.max is None
+    np.testing.assert_allclose(alone.mean.numpy(), expected.mean((1, 2)), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "slice"])
+def test_layouts_do_not_change_the_numbers(layout: str) -> None:
+    torch.manual_seed(4)
+    whole = torch.randn(2, 12, 9, 9)
+    part = whole[:, 2:10, 1:, :8]
+    student = torch.randn(2, 8, 8, 8)
+    strided = part if layout == "slice" else part.contiguous(memory_format=torch.channels_last)
+    expected = anomaly_map([part.contiguous()], [student], None, (32, 32))
+    actual = anomaly_map([strided], [student], None, (32, 32))
+    torch.testing.assert_close(actual.map, expected.map, **TOLERANCES["anomaly_map", torch.float32]._asdict())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("combine", "weighted"), [("add", True), ("add", False), ("multiply", False)])
+@pytest.mark.parametrize("return_map", [True, False])
+def test_gradients_by_finite_differences(combine: str, weighted: bool, return_map: bool, backend: str) -> None:
+    torch.manual_seed(5)
+    shapes = [(2, 3, 4, 5), (2, 4, 3, 2)]
+    inputs = [x.requires_grad_() for x in features(shapes * 2, torch.float64)]
+    weights = [torch.rand(2, 2, dtype=torch.float64, requires_grad=True)] if weighted else []
+
+    def run(*x: Tensor) -> list[Tensor]:
+        result = anomaly_map(
+            x[:2], x[2:4], x[4] if weighted else None, (9, 7), sigma=1.3, combine=combine,
+            return_map=return_map, backend=backend,
+        )  # fmt: skip
+        return [r for r in (result.map, result.mean) if r is not None]
+
+    assert torch.autograd.gradcheck(run, [*inputs, *weights])
+
+
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+@pytest.mark.parametrize("border", ["reflect", "mirror"])
+@pytest.mark.parametrize(("top", "return_map"), [(0.1, True), (None, True), (None, False)])
+def test_opcheck(combine: str, border: str, top: float | None, return_map: bool) -> None:
+    teacher = [torch.randn(2, 3, 5, 4, requires_grad=True), torch.randn(2, 4, 3, 3, requires_grad=True)]
+    student = [torch.randn_like(t).requires_grad_() for t in teacher]
+    weights = torch.rand(2, 2, requires_grad=True) if combine == "add" else None
+    arguments = (teacher, student, weights, [9, 7], 1.3, border, combine, top, return_map, 1e-8)
+    torch.library.opcheck(torch.ops.scrd_fast.anomaly_map, arguments)
+
+
+def test_compiles_into_one_graph() -> None:
+    teacher, student = [torch.randn(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]
+    compiled = torch.compile(anomaly_map, fullgraph=True, backend="aot_eager")
+    expected = anomaly_map(teacher, student, None, (16, 16), top=0.1)
+    for a, b in zip(compiled(teacher, student, None, (16, 16), top=0.1), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    torch.manual_seed(6)
+    shapes = [(5, 24, 16, 16), (5, 40, 8, 8)]
+    teacher, student = features(shapes, torch.float32), features(shapes, torch.float32)
+    whole = anomaly_map(teacher, student, None, (64, 64), top=0.05)
+    assert whole.top is not None
+    for n in range(5):
+        one = anomaly_map([t[n : n + 1] for t in teacher], [s[n : n + 1] for s in student], None, (64, 64), top=0.05)
+        assert one.top is not None
+        torch.testing.assert_close(one.top, whole.top[n : n + 1], rtol=0, atol=1e-5)
+
+
+def test_zero_vectors_give_one_and_finite_gradients() -> None:
+    student = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    result = anomaly_map([torch.randn(1, 3, 4, 4)], [student], None, (8, 8))
+    assert result.map is not None
+    torch.testing.assert_close(result.map, torch.ones(1, 1, 8, 8))
+    result.mean.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_bad_values_stay_in_their_image() -> None:
+    torch.manual_seed(7)
+    teacher, student = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    expected = anomaly_map([teacher], [student], None, (8, 8)).mean
+    teacher[1, 0, 2, 2] = float("inf")
+    actual = anomaly_map([teacher], [student], None, (8, 8)).mean
+    assert actual[1].isnan()
+    torch.testing.assert_close(actual[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-6)
+
+
+X = torch.ones(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "text"),
+    [
+        (([X], [X, X], None, (8, 8)), {}, ValueError, "teacher and student must hold equally many"),
+        (([X], [X[:, :2]], None, (8, 8)), {}, ValueError, r"teacher\[0\] and student\[0\] must have one shape"),
+        (([X], [X], None, (8, 0)), {}, ValueError, r"size must be \(height, width\)"),
+        (([X], [X], None, (8, 8)), {"sigma": -1.0}, ValueError, "sigma must be finite and not negative, got -1.0"),
+        (([X], [X], None, (8, 8)), {"border": "wrap"}, ValueError, "border must be one of reflect, mirror, got 'wrap'"),
+        (([X], [X], None, (8, 8)), {"combine": "max"}, ValueError, "combine must be one of add, multiply"),
+        (([X], [X], None, (8, 8)), {"top": 0.0}, ValueError, "top must be a share"),
+        (([X], [X], None, (8, 8)), {"eps": 0.0}, ValueError, "eps must be greater than 0"),
+        (([X], [X], torch.ones(2, 2), (8, 8)), {}, ValueError, r"weights must be \[2, 1\]"),
+        (([X], [X], torch.ones(2, 1).long(), (8, 8)), {}, TypeError, "weights must be floating-point"),
+        (([X], [X], torch.ones(2, 1), (8, 8)), {"combine": "multiply"}, ValueError, "weights must be None"),
+        (([X], [X], None, (8, 8)), {"backend": "cuda"}, ValueError, "backend must be one of"),
+        (([X], [X], None, (8, 8)), {"backend": "triton"}, UnavailableError, "no Triton kernel"),
+    ],
+)
+def test_bad_input_is_named(
+    arguments: Any, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        anomaly_map(*arguments, **options)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import opensimplex
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import TOLERANCES
+from torch import Tensor
+
+from scrd_fast.errors import UnavailableError
+from scrd_fast.ops import synthesize_anomalies
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+BACKENDS = ["auto", "reference"]
+BOXES = torch.tensor([[0, 0, 10, 12], [5, 7, 3, 1], [19, 17, 1, 2]], dtype=torch.int32)
+SEEDS = torch.tensor([3, -5, 2**60])
+
+
+def published_patch(seed: int, channels: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    noise = opensimplex.OpenSimplex(seed)
+    z, y, x = (np.arange(n, dtype=np.float64) for n in (channels, height, width))
+    octaves = ((0.6**o, 2.0**o / 32) for o in range(6))
+    return np.asarray(sum(a * noise.noise3array(x * f, y * f, z * f) for a, f in octaves))
+
+
+def expected_images(images: Tensor, strength: float, std: Tensor | None) -> Tensor:
+    result = images.double().clone()
+    for n, (top, left, height, width) in enumerate(BOXES.tolist()):
+        patch = torch.from_numpy(published_patch(int(SEEDS[n]), images.shape[1], height, width)) * strength
+        if std is not None:
+            patch = patch / std.double()[:, None, None]
+        result[n, :, top : top + height, left : left + width] += patch
+    return result
+
+
+def layouts(dtype: torch.dtype) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    images = torch.rand(3, 3, 20, 19).to(dtype)
+    return {
+        "contiguous": images,
+        "channels_last": images.contiguous(memory_format=torch.channels_last),
+        "slice": torch.rand(3, 5, 22, 24).to(dtype)[:, 1:4, 2:, 3:22],
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("std", [None, torch.tensor([0.229, 0.224, 0.225])], ids=["plain", "normalised"])
+def test_equals_the_published_noise(
+    std: Tensor | None, dtype: torch.dtype, layout: str, inplace: bool, backend: str
+) -> None:
+    images = layouts(dtype)[layout]
+    before = images.clone()
+    expected = expected_images(images, 0.2, std)
+    result = synthesize_anomalies(images, BOXES, SEEDS, std=std, inplace=inplace, backend=backend)
+    torch.testing.assert_close(result.double(), expected, **TOLERANCES["synthesize_anomalies", dtype]._asdict())
+    assert result.dtype == dtype
+    assert (result.data_ptr() == images.data_ptr()) is inplace
+    assert torch.equal(images, result if inplace else before)
+
+
+@pytest.mark.cuda
+def test_cuda_equals_cpu() -> None:
+    images = layouts(torch.float32)["contiguous"]
+    actual = synthesize_anomalies(images.cuda(), BOXES.cuda(), SEEDS.cuda())
+    torch.testing.assert_close(
+        actual.cpu(), synthesize_anomalies(images, BOXES, SEEDS), **TOLERANCES["synthesize_anomalies", torch.float32]._asdict()
+    )
+
+
+@pytest.mark.cuda
+def test_cuda_cuts_boxes_at_the_border() -> None:
+    boxes = torch.tensor([[15, 15, 10, 10]], dtype=torch.int32, device="cuda")
+    guarded = torch.zeros(1, 3, 40, 40, device="cuda")
+    synthesize_anomalies(guarded[:, :, :20, :20], boxes, SEEDS[:1].cuda(), inplace=True)
+    assert (guarded[:, :, 15:20, 15:20] != 0).any()
+    assert (guarded[:, :, 20:] == 0).all()
+    assert (guarded[:, :, :, 20:] == 0).all()
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_nothing_outside_the_box_changes(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 24)), data.draw(st.integers(1, 24))
+    h, w = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    images = torch.rand(1, 3, height, width)
+    boxes = torch.tensor([[top, left, h, w]], dtype=torch.int32)
+    result = synthesize_anomalies(images, boxes, torch.tensor([data.draw(st.integers(-(2**63), 2**63 - 1))]))
+    outside = torch.ones(height, width, dtype=torch.bool)
+    outside[top : top + h, left : left + w] = False
+    assert torch.equal(result[:, :, outside], images[:, :, outside])
+
+
+def test_the_gradient_passes_through() -> None:
+    images = torch.rand(3, 3, 20, 19, requires_grad=True)
+    upstream = torch.rand(3, 3, 20, 19)
+    synthesize_anomalies(images, BOXES, SEEDS).backward(upstream)
+    assert images.grad is not None
+    assert torch.equal(images.grad, upstream)
+
+
+@pytest.mark.parametrize("std", [None, torch.ones(3)], ids=["plain", "normalised"])
+def test_opcheck(std: Tensor | None) -> None:
+    rest = (BOXES, SEEDS, 0.2, std, 2, 0.6, 1 / 32, "opensimplex")
+    torch.library.opcheck(
+        torch.ops.scrd_fast.synthesize_anomalies, (torch.rand(3, 3, 20, 19, requires_grad=True), *rest)
+    )
+    torch.library.opcheck(torch.ops.scrd_fast.synthesize_anomalies_, (torch.rand(3, 3, 20, 19), *rest))
+
+
+def test_compiles_into_one_graph() -> None:
+    images = torch.rand(3, 3, 20, 19)
+    compiled = torch.compile(synthesize_anomalies, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(images, BOXES, SEEDS), synthesize_anomalies(images, BOXES, SEEDS))
+
+
+def test_the_operator_itself_cuts_boxes_at_the_border() -> None:
+    """Under compile and on a GPU nobody looks at the boxes first."""
+    guarded = torch.zeros(1, 3, 40, 40)
+    boxes = torch.tensor([[15, -3, 10, 10]], dtype=torch.int32)
+    torch.ops.scrd_fast.synthesize_anomalies_(
+        guarded[:, :, :20, :20], boxes, SEEDS[:1], 0.2, None, 6, 0.6, 1 / 32, "opensimplex"
+    )
+    changed = (guarded != 0).any(0).any(0)
+    assert changed[15:20, :7].any()
+    changed[15:20, :7] = False
+    assert not changed.any()
+
+
+def test_empty_batch_and_empty_boxes() -> None:
+    none = synthesize_anomalies(torch.empty(0, 3, 8, 8), BOXES[:0], SEEDS[:0])
+    assert none.shape == (0, 3, 8, 8)
+    images = torch.rand(3, 3, 20, 19)
+    assert torch.equal(synthesize_anomalies(images, torch.zeros_like(BOXES), SEEDS), images)
+
+
+I3 = torch.rand(3, 3, 20, 19)
+
+
+@pytest.mark.parametrize(
+    ("images", "boxes", "seeds", "options", "error", "text"),
+    [
+        (I3[0], BOXES, SEEDS, {}, ValueError, r"images must be \[N, C, H, W\], got \[3, 20, 19\]"),
+        (I3.int(), BOXES, SEEDS, {}, TypeError, "images must be float32"),
+        (I3, BOXES.long(), SEEDS, {}, TypeError, "boxes must be int32, got torch.int64"),
+        (I3, BOXES[:2], SEEDS, {}, ValueError, r"boxes must be \[3, 4\]"),
+        (I3, BOXES, SEEDS.int(), {}, TypeError, "seeds must be int64"),
+        (I3, BOXES, SEEDS[:1], {}, ValueError, r"seeds must be \[3\]"),
+        (I3, BOXES, SEEDS, {"std": torch.ones(2)}, ValueError, r"std must be \[3\]"),
+        (I3, BOXES, SEEDS, {"strength": -1.0}, ValueError, "strength must be finite and not negative"),
+        (I3, BOXES + 15, SEEDS, {}, ValueError, r"boxes\[0\] must lie inside the image of 20 x 19 pixels"),
+        (I3, BOXES - 1, SEEDS, {}, ValueError, r"boxes\[0\] must lie inside"),
+        (I3, BOXES, SEEDS, {"octaves": 0}, ValueError, "octaves must be 1 to 32"),
+        (I3, BOXES, SEEDS, {"variant": "perlin"}, ValueError, "variant must be one of"),
+        (I3, BOXES, SEEDS, {"backend": "native"}, UnavailableError, "no native kernel"),
+    ],
+)
+def test_bad_input_is_named(
+    images: Tensor, boxes: Tensor, seeds: Tensor, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        synthesize_anomalies(images, boxes, seeds, **options)
