@@ -147,7 +147,7 @@ class _Kept:
             "Normal, most suspicious": _Best(0, +1),
             "Abnormal, least suspicious": _Best(1, -1),
         }
-        # Quoting every path keeps a carriage return in a file's name: the writer would not see to it by itself.
+        # Quoting every path keeps a carriage return in a name: the writer would not see to it by itself.
         self._writer = csv.writer(self.table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         self.table.write(",".join(HEADER) + "\n")
 

@@ -61,6 +61,9 @@ def train(
     unusable images (all of them listed, before training begins) and `Interrupted` after SIGINT or SIGTERM.
     """
     run = RunFolder.open(out, settings, data)
+    if run.finished:
+        log(f"{out} is finished already")
+        return SCRD.from_pretrained(run.model)
     fabric = _fabric(settings)
     data.require(train=True, test=False)
     hashes = content_hashes([item.path for item in data.train])

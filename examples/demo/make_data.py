@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small data set of real anatomy with made lesions, for `make demo`.
 
-The anatomy is the MNI152 T1 template (ICBM 2009a, the mean of 152 healthy heads) that nilearn carries in its
-wheel, so nothing is downloaded. Every image is an axial slice of it under its own position, tilt, smooth warp,
-tissue contrast, coil shading and noise. Half of the test images get a lesion, which is **made** by this file;
-normal and abnormal images are otherwise drawn alike.
+The anatomy is the MNI152 T1 template (ICBM 2009a, the mean of 152 healthy heads) that nilearn carries in
+its wheel, so nothing is downloaded. Every image is an axial slice of it under its own position, tilt, smooth
+warp, tissue contrast, coil shading and noise. Half of the test images get a lesion, which is **made** by this
+file; normal and abnormal images are otherwise drawn alike.
 
     python examples/demo/make_data.py OUT --size 128 --seed 0
 
@@ -107,10 +107,12 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
     return Scene(np.where(brain, signal, 0).astype(np.float32), grey, white, brain, spacing)
 
 
-# --- lesions: each returns the new signal and the share (0 to 1) of each pixel that it changed ---------------
+# --- lesions: each returns the new signal and the share (0 to 1) of each pixel that it changed ----
 
 
-def pick_centre(rng: np.random.Generator, scene: Scene, weight: Array, clearance: float) -> tuple[float, float]:
+def pick_centre(
+    rng: np.random.Generator, scene: Scene, weight: Array, clearance: float
+) -> tuple[float, float]:
     """Row and column in pixels, drawn in proportion to `weight`, `clearance` mm from the brain's edge."""
     depth = distance_transform_edt(scene.brain) * scene.spacing
     chance = np.where(depth >= min(clearance, 0.8 * depth.max()), weight, 0).ravel().astype(np.float64)
@@ -225,7 +227,7 @@ KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[Array, Array]]] = 
 }  # fmt: skip
 
 
-# --- from signal to an 8-bit image ----------------------------------------------------------------------------
+# --- from signal to an 8-bit image ----------------------------------------------------------------
 
 
 def acquire(rng: np.random.Generator, scene: Scene) -> Callable[[Array], NDArray[np.uint8]]:
@@ -279,7 +281,13 @@ def save(array: NDArray[np.uint8], path: Path) -> None:
 
 
 def make_data(
-    out: Path, *, size: int = 128, seed: int = 0, train: int = 400, test_normal: int = 80, test_abnormal: int = 80
+    out: Path,
+    *,
+    size: int = 128,
+    seed: int = 0,
+    train: int = 400,
+    test_normal: int = 80,
+    test_abnormal: int = 80,
 ) -> None:
     """Write the data set; the same arguments give the same bytes. `size` in pixels."""
     clear(out)
@@ -298,8 +306,12 @@ def make_data(
         "made_by": MADE_BY,
         "anatomy": "MNI152 T1 template (ICBM 2009a nonlinear symmetric), as bundled with nilearn",
         "lesions": "made by the program, not real",
-        "size": size, "seed": seed, "train": train, "test_normal": test_normal, "test_abnormal": test_abnormal,
-    }  # fmt: skip
+        "size": size,
+        "seed": seed,
+        "train": train,
+        "test_normal": test_normal,
+        "test_abnormal": test_abnormal,
+    }
     (out / "about.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 

