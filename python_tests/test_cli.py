@@ -157,7 +157,8 @@ def test_evaluate_measures_pixels_and_equals_its_csv(trained: Path, tree: Path, 
     assert metrics["by_score"].keys() == {"mean", "max", "top1", "top5"}
     calibration = Calibration.load(trained / "model" / "calibration.json")
     again = json.loads(json.dumps(metrics_from_csv(out / "scores.csv", calibration, metrics["score"], 0)))
-    assert again.items() <= metrics.items()
+    for name in again.keys() - {"pixel", "notes"}:  # the table has no pixels
+        assert again[name] == metrics[name]
     for name in ("roc.png", "histogram.png", "gallery.png", "scores.csv"):
         assert (out / name).stat().st_size > 0
 

@@ -17,7 +17,7 @@ from scrd_fast.data.reading import read_mask
 from scrd_fast.errors import DataError, ScrdFastError
 from scrd_fast.evaluation import Prediction
 from scrd_fast.evaluation import evaluate as measure
-from scrd_fast.runs import claim_folder
+from scrd_fast.runs import begin, claim_folder
 from scrd_fast.screening.manifest import list_inputs
 from scrd_fast.screening.screener import Screener, model_folder
 from scrd_fast.settings import TrainSettings
@@ -61,7 +61,7 @@ def evaluate(
     # The plots and numbers follow from these alone; another model's results are never overwritten.
     model = {"folder": str(model_folder(run)), "sha256": screener.model.fingerprint()}
     identity = {"command": "evaluate", "model": model, "data": str(data), "precision": precision, "seed": seed}
-    claim_folder(out, identity)
+    begin(out, claim_folder(out, identity))
     with console.progress(len(dataset.test), "images") as advance:
         predictions = _predictions(screener, dataset, lambda done: advance(done, ""))
         try:

@@ -17,6 +17,7 @@ __all__ = [
     "Preprocessing",
     "Score",
     "TeacherConfig",
+    "check_map_weights",
 ]
 
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
@@ -25,6 +26,12 @@ Precision = Literal["32", "bf16"]
 SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_map_weights(map_weights: bool | None, objective: Objective) -> None:
+    """Weights that no loss has trained would scale the map at random."""
+    if map_weights and objective != "paper":
+        raise ValueError(f"map weights need an objective that trains the scale weights: paper, got {objective}")
 
 
 class Strict(BaseModel):
@@ -79,8 +86,5 @@ class ModelConfig(Strict):
 
     @model_validator(mode="after")
     def _weights_are_trained(self) -> ModelConfig:
-        if self.map_weights and self.objective != "paper":
-            raise ValueError(
-                f"map_weights needs an objective that trains the scale weights: paper, got {self.objective}"
-            )
+        check_map_weights(self.map_weights, self.objective)
         return self

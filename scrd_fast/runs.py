@@ -22,7 +22,7 @@ from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.settings import TrainSettings
 
-__all__ = ["Checkpoints", "RunFolder", "claim_folder", "versions"]
+__all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "versions", "write_json"]
 
 
 def versions() -> dict[str, str]:
@@ -37,10 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def claim_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Take `out` for the run that `identity` describes, or find that run's record there.
+    """The record of the run that `identity` describes: the one that `out` holds, or a new one. Writes nothing.
 
-    A new or empty folder gets a `run.json`; a folder of the same run is gone on with; anything else raises
-    `ScrdFastError`, which names what differs.
+    `out` may be absent, empty or of the same run; anything else raises `ScrdFastError`, which names what differs.
     """
     path = out / "run.json"
     if path.is_file():
@@ -53,10 +52,13 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         return record
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ScrdFastError(f"{out} is not empty and holds no run of this command; choose a new folder")
+    return {"identity": identity, "versions": versions(), "started": _now(), "status": "running"}
+
+
+def begin(out: Path, record: dict[str, Any]) -> None:
+    """Make the folder and put the run's record there; from now on it belongs to this run."""
     out.mkdir(parents=True, exist_ok=True)
-    record = {"identity": identity, "versions": versions(), "started": _now(), "status": "running"}
-    write_json(path, record)
-    return record
+    write_json(out / "run.json", record)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -99,6 +101,9 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return self.record.get("status") == "finished"
+
+    def begin(self) -> None:
+        begin(self.path, self.record)
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what is worth knowing of it."""

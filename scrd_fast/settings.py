@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from scrd_fast.config import Objective, Precision, Preprocessing, Score, Strict
+from scrd_fast.config import Objective, Precision, Preprocessing, Score, Strict, check_map_weights
 
 __all__ = ["Device", "TrainSettings"]
 
@@ -36,6 +36,11 @@ class TrainSettings(Strict):
     log_every: Annotated[int, Field(ge=1)] = 10  # iterations
     checkpoint_every: Annotated[int, Field(ge=1)] = 500  # iterations
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _weights_are_trained(self) -> TrainSettings:
+        check_map_weights(self.map_weights, self.objective)
+        return self
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(size=self.size, fit=self.fit, intensity=self.intensity)

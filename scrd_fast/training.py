@@ -70,19 +70,11 @@ def train(
     train_part, held_out = split_calibration(hashes, settings.calibration_fraction)
     if not train_part:
         raise ScrdFastError(f"{data.root}: no images are left to train on after the calibration part")
-    torch.manual_seed(settings.seed)
-    preprocessing = settings.preprocessing()
-    store = ImageStore([item.path for item in data.train], preprocessing)
+    model = _new_model(settings)
+    store = ImageStore([item.path for item in data.train], model.config.preprocessing)
     log(f"reading {len(store)} images")
     store.check(data.root)
-    model = SCRD.create(
-        settings.teacher,
-        weights=settings.teacher_weights,
-        objective=settings.objective,
-        score=settings.score,
-        map_weights=settings.map_weights,
-        preprocessing=preprocessing,
-    )
+    run.begin()  # only now, so that a mistake above leaves no folder behind
     loop = _Loop(fabric, model, store, train_part, settings, run)
     with _stop_requests() as stop:
         loop.run(stop, on_step, log)
@@ -96,6 +88,18 @@ def train(
         run.record["calibration_images_per_second"] = round(rate, 2)
     run.finish(train_images=len(train_part), calibration_images=len(held_out))
     return model
+
+
+def _new_model(settings: TrainSettings) -> SCRD:
+    torch.manual_seed(settings.seed)
+    return SCRD.create(
+        settings.teacher,
+        weights=settings.teacher_weights,
+        objective=settings.objective,
+        score=settings.score,
+        map_weights=settings.map_weights,
+        preprocessing=settings.preprocessing(),
+    )
 
 
 def batch_indices(iteration: int, batch_size: int, count: int, seed: int) -> list[int]:

@@ -157,20 +157,20 @@ def local_level(scene: Scene, share: Array) -> float:
 
 def mass(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     """A bright mass with a soft edge in a wider, darker oedema that keeps to white matter."""
-    radius = rng.uniform(10, 17)
+    radius = rng.uniform(12, 19)
     centre = pick_centre(rng, scene, scene.grey, radius)
     depth = blob_depth(rng, scene, centre, radius)
     core = trim(soft(depth, 4.0) * scene.brain)
     oedema = trim(soft(depth + rng.uniform(8, 13), 5.0) * scene.white)
     grain = 0.03 * smooth_field(rng, scene.signal.shape[0], 2.0 / scene.spacing)
     level = local_level(scene, core) * (1 + rng.uniform(0.22, 0.34))
-    signal = scene.signal * (1 - rng.uniform(0.26, 0.38) * oedema)
+    signal = scene.signal * (1 - rng.uniform(0.30, 0.42) * oedema)
     return signal * (1 - core) + core * (level + grain), np.maximum(core, oedema)
 
 
 def necrosis(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     """A dark, dead core inside an uneven brighter rim."""
-    radius = rng.uniform(11, 17)
+    radius = rng.uniform(13, 19)
     centre = pick_centre(rng, scene, scene.tissue, radius + 2)
     depth = blob_depth(rng, scene, centre, radius)
     whole = trim(soft(depth, 2.5) * scene.brain)
@@ -178,19 +178,19 @@ def necrosis(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     _, angle = polar(scene, centre)
     rim = rng.uniform(0.06, 0.16) * (1 + 0.5 * np.cos(angle + rng.uniform(0, 2 * np.pi)))
     level = local_level(scene, whole)
-    inside = level * ((1 + rim) * (1 - core) + rng.uniform(0.35, 0.55) * core)
+    inside = level * ((1 + rim) * (1 - core) + rng.uniform(0.32, 0.52) * core)
     return scene.signal * (1 - whole) + whole * inside, whole
 
 
 def diffuse(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     """Tissue whose grey-white border is washed out and whose texture is coarse; the mean level stays."""
-    radius = rng.uniform(20, 28)
+    radius = rng.uniform(21, 29)
     centre = pick_centre(rng, scene, scene.white, radius * 0.6)
     share = trim(soft(blob_depth(rng, scene, centre, radius), 7.0) * scene.tissue)
     tissue = np.maximum(gaussian_filter(scene.tissue, 5.0 / scene.spacing), 1e-3)
     washed = gaussian_filter(scene.signal * scene.tissue, 5.0 / scene.spacing) / tissue
     coarse = smooth_field(rng, scene.signal.shape[0], rng.uniform(1.6, 2.6) / scene.spacing)
-    changed = washed * (1 + rng.uniform(0.17, 0.24) * coarse)
+    changed = washed * (1 + rng.uniform(0.21, 0.28) * coarse)
     return scene.signal * (1 - share) + share * changed, share
 
 
@@ -215,7 +215,7 @@ def spots(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     change = -rng.uniform(0.45, 0.60) if dark else rng.uniform(0.40, 0.55)
     place = scene.white**2 if dark else scene.grey**2
     total = np.zeros_like(scene.signal)
-    for _ in range(int(rng.integers(6, 11))):
+    for _ in range(int(rng.integers(7, 12))):
         radius = rng.uniform(4.5, 7.0)
         depth = blob_depth(rng, scene, pick_centre(rng, scene, place, 10.0), radius)
         total = np.maximum(total, trim(soft(depth, 2.0) * scene.brain))

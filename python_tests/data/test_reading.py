@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
+from torchvision.transforms.v2 import functional as tv
 from PIL import Image
 from torch import Tensor
 
@@ -79,20 +79,11 @@ def test_eight_bit_is_divided_by_255_and_windowed_on_request(tmp_path: Path) -> 
     assert read_image(path, Preprocessing(size=256, intensity="percentile")).max() == 1
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
 def test_every_mode_becomes_three_finite_channels(tmp_path: Path, mode: str) -> None:
     gray = Image.fromarray(ramp(np.uint8, 255)).resize((40, 30))
-    extension = "tif" if mode in ("CMYK", "YCbCr", "I", "F", "PA") else "png"
-    if mode == "PA":
-        image = gray.convert("P").convert("PA")
-        extension = "png"
-    else:
-        image = gray.convert(mode)
-    try:
-        path = save(tmp_path / f"a.{extension}", image)
-    except OSError:
-        pytest.skip(f"Pillow writes no {mode} as {extension}")
-    result = read_image(path, Preprocessing(size=32))
+    extension = "tif" if mode in ("CMYK", "YCbCr", "I", "F") else "png"
+    result = read_image(save(tmp_path / f"a.{extension}", gray.convert(mode)), Preprocessing(size=32))
     assert result.shape == (3, 32, 32)
     assert result.dtype == torch.float32
     assert result.isfinite().all()
@@ -126,22 +117,22 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
 def test_resizing_equals_torchvision_with_antialias(tmp_path: Path, shape: tuple[int, int]) -> None:
     generator = np.random.default_rng(0)
     path = save(tmp_path / "a.png", generator.integers(0, 256, (*shape, 3), dtype=np.uint8))
-    pixels = torch.from_numpy(np.asarray(Image.open(path))).permute(2, 0, 1) / 255
-    expected = torchvision.transforms.v2.functional.resize(pixels, [128, 128], antialias=True)
+    pixels = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1) / 255
+    expected = tv.resize(pixels, [128, 128], antialias=True)
     torch.testing.assert_close(read_image(path, Preprocessing(size=128)), expected, rtol=0, atol=1e-6)
 
 
 def test_padding_keeps_the_aspect(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.full((100, 50), 255, np.uint8))
     image = read_image(path, Preprocessing(size=64, fit="pad"))
-    assert (image[:, :, 16:48] == 1).all()
+    torch.testing.assert_close(image[:, :, 16:48], torch.ones(3, 64, 32))
     assert (image[:, :, :16] == 0).all()
     assert (image[:, :, 48:] == 0).all()
 
 
 def test_normalise_is_imagenets() -> None:
     image = torch.rand(2, 3, 8, 8)
-    expected: Tensor = torchvision.transforms.v2.functional.normalize(
+    expected: Tensor = tv.normalize(
         image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     )
     torch.testing.assert_close(normalise(image, SAME), expected)

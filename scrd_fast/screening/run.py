@@ -22,9 +22,9 @@ from PIL import Image
 from scrd_fast.config import Precision, Strict
 from scrd_fast.console import Advance, Console
 from scrd_fast.errors import ImageError
-from scrd_fast.evaluation import map_range
+from scrd_fast.calibration import map_range
 from scrd_fast.plots import overlay
-from scrd_fast.runs import claim_folder, write_json
+from scrd_fast.runs import begin, claim_folder, write_json
 from scrd_fast.screening.manifest import input_id, list_inputs, manifest_hash
 from scrd_fast.screening.screener import Screener, model_folder
 from scrd_fast.screening.writers import read_parts, row_of, write_part, write_worklist
@@ -63,6 +63,7 @@ def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, setti
         "settings": settings.model_dump(exclude={"overlays", "max_failures"}),
     }
     record = claim_folder(out, identity)
+    begin(out, record)
     clock = time.perf_counter()
     with console.progress(len(paths), "images") as advance:
         scored = _screen_shards(screener, paths, out / "results", settings.shard_size, advance)
