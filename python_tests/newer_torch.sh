@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the operators' tests with the libraries as they were built, under the newer torch of another environment:
 #   python_tests/newer_torch.sh VENV [pytest arguments]
-# VENV holds torch, numpy, numba, opensimplex, pytest and pytest-timeout, and the Python version of the build.
+# VENV holds torch, numpy, pillow, numba, opensimplex, pytest, pytest-timeout and the build's Python version.
 set -eu
 if [ $# -lt 1 ] || [ ! -x "$1/bin/python" ]; then
   echo "usage: $0 VENV [pytest arguments]" >&2

@@ -156,9 +156,7 @@ def test_few_scores_have_no_upper_bound() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(SCORES, RATES)
-def test_file_round_trip_is_exact(
-    tmp_path_factory: pytest.TempPathFactory, scores: list[float], fpr: float
-) -> None:
+def test_file_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, scores: list[float], fpr: float) -> None:
     path = tmp_path_factory.mktemp("calibration") / "calibration.json"
     calibration = Calibration.fit(scores, "top5", fpr)
     calibration.save(path)

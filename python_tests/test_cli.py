@@ -64,7 +64,12 @@ def test_unknown_flags_verbs_and_files_get_the_nearest_match(
 
 def test_wrong_values_name_their_flag(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["train", str(tree), "--out", str(tmp_path / "o"), *TRAIN_FLAGS]
-    for flag, value in (("--size", "100"), ("--batch-size", "1"), ("--lr", "0"), ("--calibration-fraction", "0.9")):
+    for flag, value in (
+        ("--size", "100"),
+        ("--batch-size", "1"),
+        ("--lr", "0"),
+        ("--calibration-fraction", "0.9"),
+    ):
         assert flag in fails([*base, flag, value], 2, capsys)
     assert "objective" in fails([*base, "--objective", "best"], 2, capsys)
     assert "trains the scale weights" in fails([*base, "--map-weights", "on"], 2, capsys)
@@ -116,7 +121,11 @@ def test_flags_override_the_config(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_bad_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
-    for content, text in (("batchsize: 3", "did you mean batch_size"), ("- a", "expected"), ("a: [", "c.yaml")):
+    for content, text in (
+        ("batchsize: 3", "did you mean batch_size"),
+        ("- a", "expected"),
+        ("a: [", "c.yaml"),
+    ):
         path.write_text(content)
         assert text in fails(["train", "--config", str(path)], 2, capsys)
     assert "none.yaml" in fails(["train", "--config", str(tmp_path / "none.yaml")], 2, capsys)
@@ -140,7 +149,17 @@ def test_stdout_holds_the_result_alone(
 
 
 def test_no_environment_variable_is_needed(trained: Path, tree: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scrd_fast", "screen", str(trained), str(tree), "--out", str(tmp_path / "o"), "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "scrd_fast",
+        "screen",
+        str(trained),
+        str(tree),
+        "--out",
+        str(tmp_path / "o"),
+        "-q",
+    ]
     kept = {k: os.environ[k] for k in ("PATH", "PYTHONPATH", "HOME") if k in os.environ}
     assert subprocess.run(command, env=kept).returncode == 0
 

@@ -42,9 +42,7 @@ def prediction(number: int, label: int, *, mask: bool = True) -> Prediction:
         "top5": float(ranked[:29].mean()),
     }
     image = random.uniform(0.3, 0.6, (SIZE, SIZE, 3)).astype(np.float32)
-    return Prediction(
-        f"{'ab' if label else 'ok'}/{number}.png", label, scores, heat, image, lesion if mask else None
-    )
+    return Prediction(f"{'ab' if label else 'ok'}/{number}.png", label, scores, heat, image, lesion if mask else None)
 
 
 def stream(normal: int = 30, abnormal: int = 24, *, mask: bool = True) -> Iterator[Prediction]:
@@ -109,9 +107,7 @@ def test_numbers_against_sklearn(tmp_path: Path) -> None:
     assert at["specificity"]["value"] == pytest.approx(1 - flagged[labels == 0].mean())
     assert result["counts"] == {"normal": 30, "abnormal": 24}
     assert result["calibration_id"] == calibration.id
-    assert result["pixel"] == pixel_metrics(
-        [i.map for i in items], [i.mask for i in items if i.mask is not None]
-    )
+    assert result["pixel"] == pixel_metrics([i.map for i in items], [i.mask for i in items if i.mask is not None])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -233,10 +229,7 @@ def test_gallery_holds_the_extremes_in_any_order() -> None:
     items = list(stream(20, 20))
     orders = [items, items[::-1]]
     expected = {
-        name: [
-            i.path
-            for i in sorted((i for i in items if i.label == label), key=lambda i: sign * i.scores["mean"])
-        ]
+        name: [i.path for i in sorted((i for i in items if i.label == label), key=lambda i: sign * i.scores["mean"])]
         for name, label, sign in (
             ("Abnormal, most suspicious", 1, -1),
             ("Normal, most suspicious", 0, -1),

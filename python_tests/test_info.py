@@ -23,9 +23,7 @@ print(json.dumps([facts, info.usable(facts), info.render(facts)]))
 """
 
 
-def collect_with(
-    tmp_path: Path, torch_source: str | None, **variables: str
-) -> tuple[dict[str, Any], bool, str]:
+def collect_with(tmp_path: Path, torch_source: str | None, **variables: str) -> tuple[dict[str, Any], bool, str]:
     """What another process collects whose torch is `torch_source`."""
     if torch_source is not None:
         (tmp_path / "torch").mkdir()

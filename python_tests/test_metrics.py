@@ -145,10 +145,10 @@ def naive_draws(
 @pytest.mark.parametrize("steps", [0, 4])
 def test_intervals_equal_a_naive_bootstrap(steps: int) -> None:
     labels, scores = sample(45, 30, steps=steps)
-    found: dict[str, Any] = dict(image_intervals(labels, scores, seed=7, resamples=150))
-    at = threshold_intervals(labels, scores, 0.5, seed=7, resamples=150)
+    found: dict[str, Any] = dict(image_intervals(labels, scores, seed=7, resamples=60))
+    at = threshold_intervals(labels, scores, 0.5, seed=7, resamples=60)
     found.update({f"at {name}": interval for name, interval in at.items()})
-    draws = naive_draws(labels, scores, 0.5, 150)
+    draws = naive_draws(labels, scores, 0.5, 60)
     assert set(found) == set(draws)
     for name, values in draws.items():
         low, high = np.percentile(values, [2.5, 97.5])
@@ -215,9 +215,7 @@ def test_perfect_separation() -> None:
 def test_bootstrap_of_a_mean() -> None:
     """The interval of a mean is 1.96 standard errors wide on each side."""
     values = np.random.default_rng(1).normal(size=400)
-    low, high = bootstrap(lambda w: {"mean": w @ values / 400}, np.ones(400, dtype=bool), resamples=4000)[
-        "mean"
-    ]
+    low, high = bootstrap(lambda w: {"mean": w @ values / 400}, np.ones(400, dtype=bool), resamples=4000)["mean"]
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)
 
 

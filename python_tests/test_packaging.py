@@ -36,9 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(source: Path, out: Path, **switches: str) -> subprocess.CompletedProcess[str]:
     """Build a wheel as pip does without isolation; stderr is joined to stdout, as pip shows it."""
-    clean = {
-        name: value for name, value in os.environ.items() if not re.match("SCRD_FAST|CUDA_|MAX_JOBS", name)
-    }
+    clean = {name: value for name, value in os.environ.items() if not re.match("SCRD_FAST|CUDA_|MAX_JOBS", name)}
     out.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-c", BUILD, str(out)],
@@ -82,9 +80,7 @@ def unpacked(native_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_wheel_holds_the_package_and_nothing_else(native_wheel: Path) -> None:
     names = set(zipfile.ZipFile(native_wheel).namelist())
     expected = {
-        str(file.relative_to(ROOT))
-        for file in (ROOT / "scrd_fast").rglob("*.py")
-        if "__pycache__" not in file.parts
+        str(file.relative_to(ROOT)) for file in (ROOT / "scrd_fast").rglob("*.py") if "__pycache__" not in file.parts
     }
     assert expected <= names
     assert "scrd_fast/py.typed" in names
@@ -97,9 +93,7 @@ def test_wheel_holds_the_package_and_nothing_else(native_wheel: Path) -> None:
 @pytest.mark.slow
 def test_wheel_has_a_cuda_library_where_nvcc_is(native_wheel: Path) -> None:
     libraries = {"scrd_fast/_C", "scrd_fast/libscrd_fast_cpu"}
-    assert shared_objects(native_wheel) == libraries | (
-        {"scrd_fast/libscrd_fast_cuda"} if HAS_NVCC else set()
-    )
+    assert shared_objects(native_wheel) == libraries | ({"scrd_fast/libscrd_fast_cuda"} if HAS_NVCC else set())
     assert "linux_" in native_wheel.name
 
 
@@ -215,9 +209,7 @@ def setup_script() -> ModuleType:
     return module
 
 
-def test_compilers_at_a_time_fit_into_memory(
-    setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compilers_at_a_time_fit_into_memory(setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MAX_JOBS", "NVCC_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
@@ -249,7 +241,5 @@ def test_each_set_of_switches_has_its_own_build_folder(
 def test_metadata_is_static_and_leaves_torch_alone() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert "dynamic" not in text
-    (requirement,) = re.findall(
-        r'^  "(torch\W.*)",$', text.split("[project.optional-dependencies]")[0], re.MULTILINE
-    )
+    (requirement,) = re.findall(r'^  "(torch\W.*)",$', text.split("[project.optional-dependencies]")[0], re.MULTILINE)
     assert requirement == "torch>=2.11"

@@ -22,9 +22,7 @@ from scrd_fast.metrics import pixel_metrics
 EXACT = 1e-13
 
 
-def lesions(
-    count: int, size: int = 40, *, seed: int = 0
-) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+def lesions(count: int, size: int = 40, *, seed: int = 0) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
     """Maps with noise and masks with up to three discs; every third image has none."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
@@ -129,7 +127,7 @@ def test_float_keys_sort_as_floats(values: list[float]) -> None:
     assert ((keys[:, None] == keys) == (array[:, None] == array)).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=80), st.integers(2, 20))
 def test_grid_keeps_order_and_its_limit(values: list[float], levels: int) -> None:
     array = np.array(values, dtype=np.float32)[None]
@@ -144,9 +142,9 @@ def test_grid_keeps_order_and_its_limit(values: list[float], levels: int) -> Non
 def test_pixel_intervals_equal_a_naive_bootstrap() -> None:
     maps, masks = lesions(9, 24)
     maps = [np.round(image_map * 64) / np.float32(64) for image_map in maps]
-    found = pixel_metrics(maps, masks, seed=3, resamples=40)
+    found = pixel_metrics(maps, masks, seed=3, resamples=15)
     draws: dict[str, list[float]] = {"auroc": [], "aupro": [], "dice": []}
-    for weights in metrics._draws(np.array([mask.any() for mask in masks]), 3, 40, 1):
+    for weights in metrics._draws(np.array([mask.any() for mask in masks]), 3, 15, 1):
         chosen = np.repeat(np.arange(9), weights[0])
         some_maps, some_masks = [maps[i] for i in chosen], [masks[i] for i in chosen]
         labels, values = np.stack(some_masks).ravel(), np.stack(some_maps).ravel()

@@ -86,9 +86,7 @@ def test_images_outside_the_range_are_clipped() -> None:
         (np.zeros((2, 2, 3)), np.full((2, 2), np.nan), (0.0, 1.0), "NaN"),
     ],
 )
-def test_wrong_overlays(
-    image: npt.NDArray[Any], heat: npt.NDArray[Any], scale: tuple[float, float], text: str
-) -> None:
+def test_wrong_overlays(image: npt.NDArray[Any], heat: npt.NDArray[Any], scale: tuple[float, float], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         overlay(image, heat, *scale)
 

@@ -92,8 +92,17 @@ def test_a_stopped_run_goes_on_to_the_same_result(tree: Path, tmp_path: Path, st
 
 def test_a_killed_run_goes_on_to_the_same_result(tree: Path, tmp_path: Path) -> None:
     """SIGKILL leaves no time to save: the run goes on from the last checkpoint, and drops the metrics after it."""
-    command = [sys.executable, "-m", "scrd_fast", "train", str(tree), "--out", str(tmp_path / "cut"), *TRAIN_FLAGS]
-    flags = ["--iterations", "40", "--checkpoint-every", "3", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "scrd_fast",
+        "train",
+        str(tree),
+        "--out",
+        str(tmp_path / "cut"),
+        *TRAIN_FLAGS,
+    ]
+    flags = ["--iterations", "16", "--checkpoint-every", "3", "-q"]
     process = subprocess.Popen([*command, *flags])
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "cut" / "checkpoints").glob("*"))) < 1 or len(curve(tmp_path / "cut")) < 4:
@@ -119,7 +128,9 @@ def test_a_finished_run_is_not_trained_again(trained: Path, tree: Path, capsys: 
     assert (trained / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_other_settings_in_the_same_folder_are_refused(trained: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_settings_in_the_same_folder_are_refused(
+    trained: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(tree), "--out", str(trained), *TRAIN_FLAGS, "--lr", "0.1"]) == 2
     assert "settings.lr: there 0.001, asked for 0.1" in capsys.readouterr().err
 

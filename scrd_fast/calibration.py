@@ -104,9 +104,7 @@ class Calibration(BaseModel):
             raise ValueError(f"count must be the number of scores, {len(self.scores)}, got {self.count}")
         expected = self.scores[_threshold_rank(self.count, self.fpr) - 1]
         if self.threshold != expected:
-            raise ValueError(
-                f"threshold must follow from scores and fpr, {expected!r}, got {self.threshold!r}"
-            )
+            raise ValueError(f"threshold must follow from scores and fpr, {expected!r}, got {self.threshold!r}")
         # The ranks of the interval rest on logarithms that may differ by a rounding between machines, so
         # only the order is checked.
         if self.threshold_low is not None and self.threshold_low > self.threshold:

@@ -103,7 +103,8 @@ def train(
     objective: Annotated[Objective, typer.Option(help="Training objective.")] = Objective.scrd,
     score: Annotated[Score, typer.Option(help="Image score, stored with the model.")] = Score.top5,
     map_weights: Annotated[
-        Switch | None, typer.Option(help="Weight the maps by scale; default: where the objective trains them.")
+        Switch | None,
+        typer.Option(help="Weight the maps by scale; default: where the objective trains them."),
     ] = None,
     size: Annotated[int, typer.Option(help="Image size in pixels, a multiple of 32.")] = 256,
     fit: Annotated[Fit, typer.Option(help="stretch to a square, or pad to one.")] = Fit.stretch,

@@ -60,7 +60,13 @@ def evaluate(
     config = screener.model.config
     # The plots and numbers follow from these alone; another model's results are never overwritten.
     model = {"folder": str(model_folder(run)), "sha256": screener.model.fingerprint()}
-    identity = {"command": "evaluate", "model": model, "data": str(data), "precision": precision, "seed": seed}
+    identity = {
+        "command": "evaluate",
+        "model": model,
+        "data": str(data),
+        "precision": precision,
+        "seed": seed,
+    }
     begin(out, claim_folder(out, identity))
     with console.progress(len(dataset.test), "images") as advance:
         predictions = _predictions(screener, dataset, lambda done: advance(done, ""))

@@ -85,9 +85,7 @@ def evaluate(
     return metrics
 
 
-def metrics_from_csv(
-    path: str | Path, calibration: Calibration | None, score: str, seed: int = 0
-) -> dict[str, Any]:
+def metrics_from_csv(path: str | Path, calibration: Calibration | None, score: str, seed: int = 0) -> dict[str, Any]:
     """The numbers of `metrics.json` from `scores.csv` alone: all but `pixel`, which is None here.
 
     `auroc`, `auprc`, `f1`, `accuracy` of the stored `score`, each {"value", "low", "high"}; `at_threshold`:
@@ -267,9 +265,7 @@ def _printable(path: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in Path(path).name[-28:])
 
 
-def _draw(
-    out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibration | None, score: str
-) -> None:
+def _draw(out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibration | None, score: str) -> None:
     from scrd_fast.plots import Panel, draw_gallery, draw_histogram, draw_roc
 
     labels, scores = _read_table(out / "scores.csv")
@@ -289,10 +285,7 @@ def _draw(
     rows = [
         (
             f"{name} (score {score})",
-            [
-                Panel(f"{_printable(p.path)}   {p.scores[score]:.4g}", p.image, p.map, p.mask)
-                for p in best.ranked()
-            ],
+            [Panel(f"{_printable(p.path)}   {p.scores[score]:.4g}", p.image, p.map, p.mask) for p in best.ranked()],
         )
         for name, best in kept.gallery.items()
     ]

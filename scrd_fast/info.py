@@ -78,9 +78,7 @@ def _lines(title: str, section: Any) -> list[str]:
     if isinstance(section, list):
         return [", ".join(f"{key} {value}" for key, value in entry.items() if value) for entry in section]
     if title == "memory_bytes" and "error" not in section:
-        return [
-            f"{key}: {value / GIB:.1f} GiB" if value else f"{key}: none" for key, value in section.items()
-        ]
+        return [f"{key}: {value / GIB:.1f} GiB" if value else f"{key}: none" for key, value in section.items()]
     lines = []
     for key, value in section.items():
         if isinstance(value, dict):
@@ -144,9 +142,7 @@ def _gpus() -> list[dict[str, Any]]:
     if not cuda.is_available():
         return []
     gpus = [cuda.get_device_properties(index) for index in range(cuda.device_count())]
-    return [
-        {"name": gpu.name, "sm": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in gpus
-    ]
+    return [{"name": gpu.name, "sm": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory} for gpu in gpus]
 
 
 def _build() -> dict[str, Any]:

@@ -126,9 +126,7 @@ def threshold_intervals(
     """The numbers of `at_threshold` with intervals. The threshold stays fixed in every resample."""
     positive, values = _checked(labels, scores)
     flagged = values > threshold
-    bounds = bootstrap(
-        lambda weights: _confusion(positive, flagged, weights), positive, seed=seed, resamples=resamples
-    )
+    bounds = bootstrap(lambda weights: _confusion(positive, flagged, weights), positive, seed=seed, resamples=resamples)
     return _with_bounds(at_threshold(positive, values, threshold), bounds)
 
 
@@ -299,9 +297,7 @@ def pixel_metrics(
 
     def statistic(weights: npt.NDArray[Any]) -> dict[str, FloatArray]:
         # float32 would round the sums of an image set at 2^24 pixels; the value itself takes no such loss.
-        tp, fp, found = (
-            np.cumsum(_weighted(weights, table), axis=1) for table in (lesion, background, regions)
-        )
+        tp, fp, found = (np.cumsum(_weighted(weights, table), axis=1) for table in (lesion, background, regions))
         counts = _Counts(tp, fp, np.empty(0))
         return {
             "auroc": _auroc(counts),
@@ -311,9 +307,7 @@ def pixel_metrics(
 
     with_lesion = region_counts > 0
     value = {name: float(array[0]) for name, array in statistic(_once(len(maps))).items()}
-    return _with_bounds(
-        value, bootstrap(statistic, with_lesion, seed=seed, resamples=resamples, width=8 * shape[1])
-    )
+    return _with_bounds(value, bootstrap(statistic, with_lesion, seed=seed, resamples=resamples, width=8 * shape[1]))
 
 
 def _weighted(weights: npt.NDArray[Any], table: npt.NDArray[np.float32]) -> FloatArray:
@@ -329,9 +323,7 @@ def _check_maps(maps: Sequence[npt.NDArray[Any]], masks: Sequence[npt.NDArray[An
     lesion = background = 0
     for i, (image_map, mask) in enumerate(zip(maps, masks, strict=True)):
         if image_map.ndim != 2 or image_map.shape != mask.shape:
-            raise ValueError(
-                f"maps and masks must be [H, W] alike, got {image_map.shape}, {mask.shape} at {i}"
-            )
+            raise ValueError(f"maps and masks must be [H, W] alike, got {image_map.shape}, {mask.shape} at {i}")
         if not np.isfinite(image_map).all():
             raise ValueError(f"maps must be finite, got NaN or infinity at {i}")
         inside = int(np.count_nonzero(mask))

@@ -98,9 +98,7 @@ def draw_roc(
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
     axes.plot(fpr, tpr, color=ABNORMAL_COLOUR, linewidth=2, label=caption)
     if operating_point is not None:
-        axes.plot(
-            *operating_point, "o", color=NORMAL_COLOUR, markersize=9, label="threshold from normal images"
-        )
+        axes.plot(*operating_point, "o", color=NORMAL_COLOUR, markersize=9, label="threshold from normal images")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", title="ROC curve")
     axes.set_xlabel("false-positive rate (1 - specificity)")
     axes.set_ylabel("true-positive rate (sensitivity)")
@@ -128,9 +126,7 @@ def draw_histogram(
     for values, colour, name, hatch in classes:
         weights = np.full(values.size, 100.0 / values.size)
         axes.hist(values, edges.tolist(), weights=weights, color=colour, alpha=0.3)
-        axes.hist(
-            values, edges.tolist(), weights=weights, color="none", edgecolor=colour, linewidth=0, hatch=hatch
-        )
+        axes.hist(values, edges.tolist(), weights=weights, color="none", edgecolor=colour, linewidth=0, hatch=hatch)
         axes.hist(
             values,
             edges.tolist(),

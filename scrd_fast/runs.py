@@ -27,7 +27,11 @@ __all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "versions", "wri
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    found = {"scrd_fast": scrd_fast.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    found = {
+        "scrd_fast": scrd_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     for name in ("timm", "pillow", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)

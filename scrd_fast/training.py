@@ -41,7 +41,7 @@ from scrd_fast.synthesis import draw_anomalies
 __all__ = ["Interrupted", "batch_indices", "train"]
 
 
-class Interrupted(ScrdFastError):
+class Interrupted(ScrdFastError):  # noqa: N818 - not a mistake of anybody's
     """Training was asked to stop; what was done is saved."""
 
     exit_code = 130
@@ -250,7 +250,7 @@ def _stop_requests() -> Iterator[threading.Event]:
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
-    def request(number: int, frame: object) -> None:
+    def request(_number: int, _frame: object) -> None:
         if stop.is_set():
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt

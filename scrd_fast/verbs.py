@@ -20,6 +20,7 @@ from scrd_fast.errors import ScrdFastError
 
 __all__ = ["run", "verb"]
 
+
 def _load(context: typer.Context, value: Path | None) -> Path | None:
     """Settings of the file become the defaults of the verb's flags and arguments."""
     if value is None:
@@ -44,9 +45,7 @@ def _load(context: typer.Context, value: Path | None) -> Path | None:
 
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help="Settings from a YAML file; flags override it.", is_eager=True, callback=_load
-    ),
+    typer.Option("--config", help="Settings from a YAML file; flags override it.", is_eager=True, callback=_load),
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -39,7 +39,7 @@ SPLITS = {"train": 0, "normal": 1, "abnormal": 2}
 class Scene:
     """One slice before shading and noise; maps are [size, size], lengths in mm."""
 
-    signal: Array  # tissue signal, white matter near 0.85
+    signal: Array  # tissue signal, white matter near 0.8
     grey: Array  # grey-matter share, 0 to 1
     white: Array  # white-matter share, 0 to 1
     brain: NDArray[np.bool_]
@@ -110,9 +110,7 @@ def make_scene(rng: np.random.Generator, size: int) -> Scene:
 # --- lesions: each returns the new signal and the share (0 to 1) of each pixel that it changed ----
 
 
-def pick_centre(
-    rng: np.random.Generator, scene: Scene, weight: Array, clearance: float
-) -> tuple[float, float]:
+def pick_centre(rng: np.random.Generator, scene: Scene, weight: Array, clearance: float) -> tuple[float, float]:
     """Row and column in pixels, drawn in proportion to `weight`, `clearance` mm from the brain's edge."""
     depth = distance_transform_edt(scene.brain) * scene.spacing
     chance = np.where(depth >= min(clearance, 0.8 * depth.max()), weight, 0).ravel().astype(np.float64)
@@ -212,11 +210,11 @@ def stroke(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
 def spots(rng: np.random.Generator, scene: Scene) -> tuple[Array, Array]:
     """Several small foci: all dark in white matter, or all bright in grey matter."""
     dark = rng.random() < 0.5
-    change = -rng.uniform(0.45, 0.60) if dark else rng.uniform(0.40, 0.55)
+    change = -rng.uniform(0.45, 0.60) if dark else rng.uniform(0.45, 0.60)
     place = scene.white**2 if dark else scene.grey**2
     total = np.zeros_like(scene.signal)
     for _ in range(int(rng.integers(7, 12))):
-        radius = rng.uniform(4.5, 7.0)
+        radius = rng.uniform(5.0, 7.5)
         depth = blob_depth(rng, scene, pick_centre(rng, scene, place, 10.0), radius)
         total = np.maximum(total, trim(soft(depth, 2.0) * scene.brain))
     return scene.signal * (1 + change * total), total

@@ -181,9 +181,7 @@ def training(run: Path) -> dict[str, Any]:
     }
 
 
-def curve(
-    points: list[tuple[float, float]], width: float = 640, height: float = 150
-) -> dict[str, Any] | None:
+def curve(points: list[tuple[float, float]], width: float = 640, height: float = 150) -> dict[str, Any] | None:
     """A polyline's points in a box of `width` x `height`, with the ends of both axes."""
     if len(points) < 2:
         return None

@@ -31,7 +31,10 @@ def medianomaly(root: Path, buckets: dict[str, dict[str, list[str]]]) -> Path:
 
 
 def test_medianomaly(tmp_path: Path) -> None:
-    buckets = {"train": {"0": ["a.png", "b.png"], "unlabeled": ["u.png"]}, "test": {"0": ["c.png"], "1": ["d.png"]}}
+    buckets = {
+        "train": {"0": ["a.png", "b.png"], "unlabeled": ["u.png"]},
+        "test": {"0": ["c.png"], "1": ["d.png"]},
+    }
     data = open_dataset(medianomaly(tmp_path, buckets))
     assert [i.path.name for i in data.train] == ["a.png", "b.png"]
     assert [(i.path.name, i.label) for i in data.test] == [("c.png", 0), ("d.png", 1)]
@@ -55,7 +58,13 @@ def test_a_tree_may_say_normal(tmp_path: Path) -> None:
 
 
 def test_a_defect_without_its_mask_is_a_problem(tmp_path: Path) -> None:
-    for part in ("train/good/a.png", "test/good/b.png", "test/cut/c.png", "test/cut/d.png", "ground_truth/cut/c.png"):
+    for part in (
+        "train/good/a.png",
+        "test/good/b.png",
+        "test/cut/c.png",
+        "test/cut/d.png",
+        "ground_truth/cut/c.png",
+    ):
         image(tmp_path / part)
     with pytest.raises(DataError, match=r"cut/d.png: no mask d.png or d_mask.png"):
         open_dataset(tmp_path).require(train=True, test=True)
@@ -67,7 +76,9 @@ def test_isic(tmp_path: Path) -> None:
     header = "image,MEL,NV,BCC\n"
     folder = tmp_path / "truth"
     folder.mkdir()
-    (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(header + "ISIC_T1,0.0,1.0,0.0\nISIC_T2,1.0,0.0,0.0\n")
+    (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text(
+        header + "ISIC_T1,0.0,1.0,0.0\nISIC_T2,1.0,0.0,0.0\n"
+    )
     (folder / "ISIC2018_Task3_Test_GroundTruth.csv").write_text(header + "ISIC_E1,0,1,0\nISIC_E2,0,0,1\n")
     data = open_dataset(tmp_path)
     assert [i.path.stem for i in data.train] == ["ISIC_T1"]
@@ -79,7 +90,10 @@ def test_isic(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
-    buckets = {"train": {"0": ["a.png", "b.png", "same.png"]}, "test": {"0": ["same.png", "gone.png"], "1": []}}
+    buckets = {
+        "train": {"0": ["a.png", "b.png", "same.png"]},
+        "test": {"0": ["same.png", "gone.png"], "1": []},
+    }
     root = medianomaly(tmp_path, buckets)
     (root / "images" / "gone.png").unlink()
     (root / "images" / "b.png").unlink()
@@ -87,7 +101,12 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         open_dataset(root).require(train=True, test=True)
     text = str(caught.value)
     assert len(caught.value.problems) == 4
-    for part in ("no abnormal test images", "same.png: in both train and test", "gone.png: no such file", "b.png: no such file"):
+    for part in (
+        "no abnormal test images",
+        "same.png: in both train and test",
+        "gone.png: no such file",
+        "b.png: no such file",
+    ):
         assert part in text
 
 
@@ -100,7 +119,11 @@ def test_only_the_needed_part_is_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("{", "expected"), ("[1]", "expected"), ('{"train": {"0": ["a.png", "a.png"]}}', "a.png: listed 2 times in train 0")],
+    [
+        ("{", "expected"),
+        ("[1]", "expected"),
+        ('{"train": {"0": ["a.png", "a.png"]}}', "a.png: listed 2 times in train 0"),
+    ],
 )
 def test_a_bad_table_is_explained(tmp_path: Path, content: str, text: str) -> None:
     image(tmp_path / "images" / "a.png")

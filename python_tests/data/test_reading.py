@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as tv
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from scrd_fast.config import Preprocessing
 from scrd_fast.data.reading import decode, normalise, read_image, read_mask
@@ -60,7 +60,10 @@ def _tiff_directory() -> bytes:
         (256, 4, 256), (257, 4, 256), (258, 3, 16 << 16), (259, 3, 1 << 16), (262, 3, 1 << 16),
         (273, 4, 8), (277, 3, 1 << 16), (278, 4, 256), (279, 4, 256 * 256 * 2),
     ]  # fmt: skip
-    body = b"".join(t.to_bytes(2, "big") + k.to_bytes(2, "big") + (1).to_bytes(4, "big") + v.to_bytes(4, "big") for t, k, v in entries)
+    body = b"".join(
+        t.to_bytes(2, "big") + k.to_bytes(2, "big") + (1).to_bytes(4, "big") + v.to_bytes(4, "big")
+        for t, k, v in entries
+    )
     return len(entries).to_bytes(2, "big") + body + bytes(4)
 
 
@@ -132,14 +135,15 @@ def test_padding_keeps_the_aspect(tmp_path: Path) -> None:
 
 def test_normalise_is_imagenets() -> None:
     image = torch.rand(2, 3, 8, 8)
-    expected: Tensor = tv.normalize(
-        image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    )
+    expected: Tensor = tv.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(normalise(image, SAME), expected)
 
 
 def test_constant_images_are_read(tmp_path: Path) -> None:
-    for name, pixels in {"a.png": np.full((9, 9), 7, np.uint8), "b.tif": np.full((9, 9), 3.5, np.float32)}.items():
+    for name, pixels in {
+        "a.png": np.full((9, 9), 7, np.uint8),
+        "b.tif": np.full((9, 9), 3.5, np.float32),
+    }.items():
         assert read_image(save(tmp_path / name, pixels), Preprocessing(size=32)).isfinite().all()
 
 
@@ -197,7 +201,9 @@ def test_masks_follow_their_image(tmp_path: Path) -> None:
 @pytest.mark.data
 def test_the_real_images_are_read(real_data: Path) -> None:
     originals = sorted((real_data / "chest_xray" / "originals").glob("*.png"))
-    folders = [sorted((real_data / name / "images").iterdir())[:20] for name in ("brain_tumor_mri", "chest_xray", "isic2018")]
+    folders = [
+        sorted((real_data / name / "images").iterdir())[:20] for name in ("brain_tumor_mri", "chest_xray", "isic2018")
+    ]
     modes = {Image.open(path).mode for path in originals}
     assert {"L", "RGBA"} <= modes
     for path in [*originals, *(p for folder in folders for p in folder)]:

@@ -112,7 +112,12 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "weights", "error", "text"),
     [
-        ("wide_resnet50", "random", ScrdFastError, "no model named 'wide_resnet50'; close names: wide_resnet50_2"),
+        (
+            "wide_resnet50",
+            "random",
+            ScrdFastError,
+            "no model named 'wide_resnet50'; close names: wide_resnet50_2",
+        ),
         ("vit_tiny_patch16_224", "random", ScrdFastError, "vit_tiny_patch16_224"),
         ("resnet18", "package", ScrdFastError, "no known package carries weights of resnet18"),
         ("resnet18", "nowhere.pth", ScrdFastError, "no file nowhere.pth; the four ways"),

@@ -101,9 +101,7 @@ def test_every_border_combination_and_blur(size: tuple[int, int], sigma: float, 
     expected = independent(teacher, student, None, size, sigma, border, combine)
     assert result.map is not None
     np.testing.assert_allclose(result.map[:, 0].numpy(), expected, rtol=1e-11, atol=1e-11)
-    alone = anomaly_map(
-        teacher, student, None, size, sigma=sigma, border=border, combine=combine, return_map=False
-    )
+    alone = anomaly_map(teacher, student, None, size, sigma=sigma, border=border, combine=combine, return_map=False)
     assert alone.map is None
     assert alone.max is None
     np.testing.assert_allclose(alone.mean.numpy(), expected.mean((1, 2)), rtol=1e-11, atol=1e-11)
@@ -198,10 +196,25 @@ X = torch.ones(2, 3, 4, 4)
     ("arguments", "options", "error", "text"),
     [
         (([X], [X, X], None, (8, 8)), {}, ValueError, "teacher and student must hold equally many"),
-        (([X], [X[:, :2]], None, (8, 8)), {}, ValueError, r"teacher\[0\] and student\[0\] must have one shape"),
+        (
+            ([X], [X[:, :2]], None, (8, 8)),
+            {},
+            ValueError,
+            r"teacher\[0\] and student\[0\] must have one shape",
+        ),
         (([X], [X], None, (8, 0)), {}, ValueError, r"size must be \(height, width\)"),
-        (([X], [X], None, (8, 8)), {"sigma": -1.0}, ValueError, "sigma must be finite and not negative, got -1.0"),
-        (([X], [X], None, (8, 8)), {"border": "wrap"}, ValueError, "border must be one of reflect, mirror, got 'wrap'"),
+        (
+            ([X], [X], None, (8, 8)),
+            {"sigma": -1.0},
+            ValueError,
+            "sigma must be finite and not negative, got -1.0",
+        ),
+        (
+            ([X], [X], None, (8, 8)),
+            {"border": "wrap"},
+            ValueError,
+            "border must be one of reflect, mirror, got 'wrap'",
+        ),
         (([X], [X], None, (8, 8)), {"combine": "max"}, ValueError, "combine must be one of add, multiply"),
         (([X], [X], None, (8, 8)), {"top": 0.0}, ValueError, "top must be a share"),
         (([X], [X], None, (8, 8)), {"eps": 0.0}, ValueError, "eps must be greater than 0"),
@@ -212,8 +225,6 @@ X = torch.ones(2, 3, 4, 4)
         (([X], [X], None, (8, 8)), {"backend": "triton"}, UnavailableError, "no Triton kernel"),
     ],
 )
-def test_bad_input_is_named(
-    arguments: Any, options: dict[str, Any], error: type[Exception], text: str
-) -> None:
+def test_bad_input_is_named(arguments: Any, options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         anomaly_map(*arguments, **options)

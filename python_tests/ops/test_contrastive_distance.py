@@ -104,15 +104,15 @@ def test_opcheck(noisy: bool, grad: bool) -> None:
     def lists() -> list[Tensor]:
         return [torch.randn(2, 3, 5, 4, requires_grad=grad), torch.randn(2, 4, 3, 3, requires_grad=grad)]
 
-    torch.library.opcheck(
-        torch.ops.scrd_fast.contrastive_distance, (lists(), lists() if noisy else [], lists(), 1e-8)
-    )
+    torch.library.opcheck(torch.ops.scrd_fast.contrastive_distance, (lists(), lists() if noisy else [], lists(), 1e-8))
 
 
 def test_compiles_into_one_graph() -> None:
     clean, noisy, student = ([torch.randn(2, 3, 4, 4)] for _ in range(3))
     compiled = torch.compile(contrastive_distance, fullgraph=True, backend="aot_eager")
-    for actual, expected in zip(compiled(clean, noisy, student), contrastive_distance(clean, noisy, student), strict=True):
+    for actual, expected in zip(
+        compiled(clean, noisy, student), contrastive_distance(clean, noisy, student), strict=True
+    ):
         torch.testing.assert_close(actual, expected)
 
 
@@ -145,11 +145,29 @@ def test_bad_values_stay_in_their_sample() -> None:
     ("clean", "noisy", "student", "error", "text"),
     [
         ([], None, [], ValueError, "student must hold at least one"),
-        ([torch.ones(1, 2, 3, 3)] * 2, None, [torch.ones(1, 2, 3, 3)], ValueError, "equally many maps, got 1 and 2"),
-        ([torch.ones(1, 2, 3, 3)], None, [torch.ones(1, 2, 3, 4)], ValueError, r"got \[1, 2, 3, 4\] and \[1, 2, 3, 3\]"),
+        (
+            [torch.ones(1, 2, 3, 3)] * 2,
+            None,
+            [torch.ones(1, 2, 3, 3)],
+            ValueError,
+            "equally many maps, got 1 and 2",
+        ),
+        (
+            [torch.ones(1, 2, 3, 3)],
+            None,
+            [torch.ones(1, 2, 3, 4)],
+            ValueError,
+            r"got \[1, 2, 3, 4\] and \[1, 2, 3, 3\]",
+        ),
         ([torch.ones(2, 3)], None, [torch.ones(2, 3)], ValueError, r"student\[0\] must be \[N, C, H, W\]"),
         ([torch.ones(1, 2, 3, 3).int()], None, [torch.ones(1, 2, 3, 3).int()], TypeError, "got torch.int32"),
-        ([torch.ones(1, 2, 3, 3)], None, [torch.ones(1, 2, 3, 3).double()], ValueError, "one dtype and device"),
+        (
+            [torch.ones(1, 2, 3, 3)],
+            None,
+            [torch.ones(1, 2, 3, 3).double()],
+            ValueError,
+            "one dtype and device",
+        ),
         ([torch.ones(1, 2, 3, 3)], [], [torch.ones(1, 2, 3, 3)], ValueError, "student and noisy"),
     ],
 )

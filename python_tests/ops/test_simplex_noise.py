@@ -23,9 +23,7 @@ FREQUENCIES = [1 / 32, 0.25, 1.0, 1 / 3, 0.37]
 HERE = ["reference", "native"]
 
 
-def published(
-    seed: int, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float
-) -> Tensor:
+def published(seed: int, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float) -> Tensor:
     """The float64 sum of the octaves of the package `opensimplex`, [D, H, W]."""
     noise = opensimplex.OpenSimplex(seed)
     z, y, x = (np.arange(length, dtype=np.float64) for length in size)
@@ -36,9 +34,7 @@ def published(
     return torch.from_numpy(total)
 
 
-def assert_published(
-    actual: Tensor, seeds: list[int], octaves: int, persistence: float, frequency: float
-) -> None:
+def assert_published(actual: Tensor, seeds: list[int], octaves: int, persistence: float, frequency: float) -> None:
     assert actual.dtype == torch.float32
     size = actual.shape[1], actual.shape[2], actual.shape[3]
     expected = torch.stack([published(seed, size, octaves, persistence, frequency) for seed in seeds])
@@ -64,9 +60,7 @@ def test_equals_the_published_package_at_every_frequency(frequency: float, backe
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_cuda_equals_the_published_package(size: tuple[int, int, int]) -> None:
     for frequency in FREQUENCIES:
-        actual = simplex_noise(
-            torch.tensor(SEEDS, device="cuda"), size, frequency=frequency, backend="native"
-        )
+        actual = simplex_noise(torch.tensor(SEEDS, device="cuda"), size, frequency=frequency, backend="native")
         assert_published(actual, SEEDS, octaves=6, persistence=0.6, frequency=frequency)
 
 

@@ -71,7 +71,9 @@ def test_cuda_equals_cpu() -> None:
     images = layouts(torch.float32)["contiguous"]
     actual = synthesize_anomalies(images.cuda(), BOXES.cuda(), SEEDS.cuda())
     torch.testing.assert_close(
-        actual.cpu(), synthesize_anomalies(images, BOXES, SEEDS), **TOLERANCES["synthesize_anomalies", torch.float32]._asdict()
+        actual.cpu(),
+        synthesize_anomalies(images, BOXES, SEEDS),
+        **TOLERANCES["synthesize_anomalies", torch.float32]._asdict(),
     )
 
 

@@ -127,7 +127,16 @@ def test_a_killed_run_goes_on_to_the_same_rows(trained: Path, tmp_path: Path) ->
     for i in range(60):
         Image.fromarray(texture(generator)).save(folder / f"{i:03d}.png")
     flags = ["--shard-size", "5", "--overlays", "0"]
-    command = [sys.executable, "-m", "scrd_fast", "screen", str(trained), str(folder), "--out", str(tmp_path / "cut")]
+    command = [
+        sys.executable,
+        "-m",
+        "scrd_fast",
+        "screen",
+        str(trained),
+        str(folder),
+        "--out",
+        str(tmp_path / "cut"),
+    ]
     process = subprocess.Popen([*command, *flags, "-q", "--device", "cpu"])
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cut" / "results").glob("part-*.parquet")):
@@ -166,7 +175,11 @@ def test_without_a_calibration_there_are_scores_but_no_decisions(trained: Path, 
 
 
 def test_a_dry_run_writes_nothing_and_loads_no_model(
-    trained: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    mixed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
@@ -210,7 +223,9 @@ def test_the_python_interface_yields_as_it_goes(trained: Path, tree: Path) -> No
     results.close()  # type: ignore[attr-defined]
 
 
-def test_an_unfinished_run_says_so(trained: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_says_so(
+    trained: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(run / "model")
     assert screen(run, [tree / "test"], tmp_path / "out") == 2

@@ -24,9 +24,7 @@ THREADS = 4  # decoding and resizing release the interpreter's lock
 class ImageStore:
     """Images by index, float32 [3, S, S] in [0, 1], read once and kept while they fit into `cache_bytes`."""
 
-    def __init__(
-        self, paths: Sequence[Path], preprocessing: Preprocessing, cache_bytes: int = CACHE_BYTES
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], preprocessing: Preprocessing, cache_bytes: int = CACHE_BYTES) -> None:
         self.paths = list(paths)
         self.preprocessing = preprocessing
         self._room = cache_bytes // (3 * preprocessing.size**2 * 4)

@@ -99,7 +99,7 @@ def _window(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
         low, high = values.min(), values.max()
     if high <= low:
         return np.zeros(values.shape, np.float32)
-    return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)
+    return np.asarray(((values - low) / (high - low)).clip(0, 1), dtype=np.float32)
 
 
 def resize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -104,7 +104,9 @@ class SCRD(nn.Module):
         shape = (images.shape[2], images.shape[3])
         chosen = weights if self.config.map_weights else None
         top5 = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=0.05)
-        assert top5.map is not None and top5.max is not None and top5.top is not None  # for the type checker
+        assert top5.map is not None  # for the type checker: both were asked for
+        assert top5.max is not None
+        assert top5.top is not None
         pixels = top5.map.flatten(1)
         top1 = pixels.topk(max(1, -(-pixels.shape[1] // 100)), dim=1).values.mean(1)
         scores = {"mean": top5.mean, "max": top5.max, "top1": top1, "top5": top5.top}
@@ -131,9 +133,7 @@ class SCRD(nn.Module):
         student, weights = self.reconstruct(clean)
         student = [s.to(c.dtype) for s, c in zip(student, clean, strict=True)]
         d_clean, d_noisy = contrastive_distance(clean, distorted, student)
-        return LossParts(
-            objective_loss(self.config.objective, d_clean, d_noisy, weights), d_clean, d_noisy, weights
-        )
+        return LossParts(objective_loss(self.config.objective, d_clean, d_noisy, weights), d_clean, d_noisy, weights)
 
     def fingerprint(self) -> str:
         """SHA-256 of all weights, the teacher's included, and of the config."""

@@ -112,9 +112,7 @@ def _separable(distance: Tensor, size: list[int], sigma: float, border: str) -> 
     return rows @ distance @ columns.T
 
 
-def _mean_score(
-    distances: list[Tensor], weights: Tensor | None, size: list[int], sigma: float, border: str
-) -> Tensor:
+def _mean_score(distances: list[Tensor], weights: Tensor | None, size: list[int], sigma: float, border: str) -> Tensor:
     """mean(map) = sum_k w_k a_k^T M_k b_k with the column means a_k, b_k of A_k, B_k: no map is needed."""
     terms = []
     for k, distance in enumerate(distances):
@@ -163,9 +161,7 @@ def _separable_grad(grad: Tensor, distance: Tensor, sigma: float, border: str) -
     return rows.T @ grad @ columns
 
 
-def _product_grads(
-    grad: Tensor, distances: list[Tensor], size: list[int], sigma: float, border: str
-) -> list[Tensor]:
+def _product_grads(grad: Tensor, distances: list[Tensor], size: list[int], sigma: float, border: str) -> list[Tensor]:
     sharp = _separable_grad(grad, grad, sigma, border)  # the blur alone: its matrices are square
     upsampled = [_upsample(d, size) for d in distances]
     result = []

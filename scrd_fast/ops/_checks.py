@@ -35,9 +35,7 @@ def check_same_maps(names: tuple[str, str], first: Sequence[Tensor], second: Seq
             raise ValueError(f"{a}[{k}] must be [N, C, H, W] with C, H, W > 0, got {list(x.shape)}")
         check_floating(f"{a}[{k}]", x)
         if x.shape != y.shape:
-            raise ValueError(
-                f"{a}[{k}] and {b}[{k}] must have one shape, got {list(x.shape)} and {list(y.shape)}"
-            )
+            raise ValueError(f"{a}[{k}] and {b}[{k}] must have one shape, got {list(x.shape)} and {list(y.shape)}")
         if x.dtype != y.dtype or x.device != y.device:
             raise ValueError(
                 f"{a}[{k}] and {b}[{k}] must have one dtype and device, "

@@ -81,12 +81,8 @@ def anomaly_map(
     _check(teacher, student, weights, size, sigma, border, combine, top, eps)
     run = choose("anomaly_map", backend, student[0].device, reference.anomaly_map)
     keep = return_map or top is not None
-    full, mean, largest, top_mean = run(
-        teacher, student, weights, list(size), sigma, border, combine, top, keep, eps
-    )
-    return AnomalyMap(
-        full if return_map else None, mean, largest if keep else None, None if top is None else top_mean
-    )
+    full, mean, largest, top_mean = run(teacher, student, weights, list(size), sigma, border, combine, top, keep, eps)
+    return AnomalyMap(full if return_map else None, mean, largest if keep else None, None if top is None else top_mean)
 
 
 def _check(
@@ -175,7 +171,13 @@ def _backward(ctx: Any, grad_map: Tensor, grad_mean: Tensor, *_: Any) -> tuple[A
     teacher, student, weights = saved[:k], saved[k : 2 * k], saved[2 * k] if len(saved) > 2 * k else None
     teacher_grad = any(x.requires_grad for x in teacher)
     to_teacher, to_student, to_weights = torch.ops.scrd_fast.anomaly_map_backward(
-        grad_map if ctx.return_map else None, grad_mean, teacher, student, weights, *ctx.arguments, teacher_grad
+        grad_map if ctx.return_map else None,
+        grad_mean,
+        teacher,
+        student,
+        weights,
+        *ctx.arguments,
+        teacher_grad,
     )
     return (
         to_teacher if teacher_grad else [None] * k,

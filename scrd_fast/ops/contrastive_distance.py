@@ -20,9 +20,7 @@ from scrd_fast.ops._library import choose, define
 
 __all__ = ["contrastive_distance"]
 
-SCHEMA = (
-    "contrastive_distance(Tensor[] clean, Tensor[] noisy, Tensor[] student, float eps) -> (Tensor, Tensor)"
-)
+SCHEMA = "contrastive_distance(Tensor[] clean, Tensor[] noisy, Tensor[] student, float eps) -> (Tensor, Tensor)"
 BACKWARD_SCHEMA = (
     "contrastive_distance_backward(Tensor grad_clean, Tensor grad_noisy, Tensor[] clean, Tensor[] noisy, "
     "Tensor[] student, float eps, bool teacher_grad) -> (Tensor[], Tensor[], Tensor[])"
@@ -92,9 +90,7 @@ def _distances(teacher: list[Tensor], student: list[Tensor], eps: float) -> Tens
     return torch.stack([1 - _cosine(t, s, eps) for t, s in zip(teacher, student, strict=True)], dim=1)
 
 
-def _reference(
-    clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float
-) -> tuple[Tensor, Tensor]:
+def _reference(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
     d_clean = _distances(clean, student, eps)
     return d_clean, _distances(noisy, student, eps) if noisy else d_clean.new_empty(0)
 
@@ -131,9 +127,7 @@ def _reference_backward(
     return grads(clean, student, grad_clean), grads(noisy, student[: len(noisy)], grad_noisy), to_student
 
 
-def _fake(
-    clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float
-) -> tuple[Tensor, Tensor]:
+def _fake(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
     n, dtype = student[0].shape[0], _accumulator(student[0])
     d_clean = student[0].new_empty((n, len(student)), dtype=dtype)
     return d_clean, torch.empty_like(d_clean) if noisy else d_clean.new_empty(0)

@@ -24,8 +24,7 @@ from scrd_fast.ops._library import choose, define
 __all__ = ["simplex_noise"]
 
 SCHEMA = (
-    "simplex_noise(Tensor seeds, SymInt[] size, int octaves, float persistence, float frequency, str variant)"
-    " -> Tensor"
+    "simplex_noise(Tensor seeds, SymInt[] size, int octaves, float persistence, float frequency, str variant) -> Tensor"
 )
 
 
@@ -155,8 +154,7 @@ def _regions(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, tuple[_Vertices, 
     at_high = _tetrahedron(-x, -y, -z, total - 3)  # corner 111, seen as corner 000 of the mirrored cell
     between = _octahedron(x, y, z)
     first, second = (
-        _where(low, a, _where(high, b.mirrored(), c))
-        for a, b, c in zip(at_low, at_high, between, strict=True)
+        _where(low, a, _where(high, b.mirrored(), c)) for a, b, c in zip(at_low, at_high, between, strict=True)
     )
     return corners, (first, second)
 

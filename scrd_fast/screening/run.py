@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A screening run on one machine: shards of the manifest, committed one after the other, and what sums them up.
 
-    OUT/results/part-*.parquet   finished shards only
-    OUT/worklist.csv             the same rows, most suspicious first
-    OUT/overlays/*.png           the most suspicious images with their maps
-    OUT/summary.json, run.json   counts, rates, and what was run
+OUT/results/part-*.parquet   finished shards only
+OUT/worklist.csv             the same rows, most suspicious first
+OUT/overlays/*.png           the most suspicious images with their maps
+OUT/summary.json, run.json   counts, rates, and what was run
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from scrd_fast.calibration import map_range
 from scrd_fast.config import Precision, Strict
 from scrd_fast.console import Advance, Console
 from scrd_fast.errors import ImageError
-from scrd_fast.calibration import map_range
 from scrd_fast.plots import overlay
 from scrd_fast.runs import begin, claim_folder, write_json
 from scrd_fast.screening.manifest import input_id, list_inputs, manifest_hash
@@ -83,9 +83,7 @@ def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, setti
     return 0
 
 
-def _screen_shards(
-    screener: Screener, paths: Sequence[Path], results: Path, shard_size: int, advance: Advance
-) -> int:
+def _screen_shards(screener: Screener, paths: Sequence[Path], results: Path, shard_size: int, advance: Advance) -> int:
     """Screen the shards that are not there yet; returns how many images that were."""
     results.mkdir(exist_ok=True)
     score, run_id = screener.model.config.score, manifest_hash(paths)[:12]
@@ -117,7 +115,8 @@ def _write_overlays(screener: Screener, rows: Sequence[dict[str, Any]], folder: 
     else:
         low, high = map_range([result.scores["max"] for result in results])
     for rank, result in enumerate(results, start=1):
-        assert result.image is not None and result.map is not None  # for the type checker: it has no error
+        assert result.image is not None  # for the type checker: there was no error
+        assert result.map is not None
         pixels = overlay(result.image.permute(1, 2, 0).numpy(), result.map.numpy(), low, high)
         Image.fromarray(np.asarray(pixels)).save(folder / f"{rank:03d}-{input_id(result.path)}.png")
 
@@ -173,7 +172,8 @@ def dry(console: Console, run: Path, inputs: Sequence[Path], settings: ScreenSet
     for entry in bad:
         print(f"would fail: {entry['path']}: {entry['error']}")
     seconds = content["estimated_seconds"]
-    print(f"about {'unknown time' if seconds is None else f'{seconds} s'}, {content['estimated_disk_bytes']} bytes of disk")
+    duration = "unknown time" if seconds is None else f"{seconds} s"
+    print(f"about {duration}, {content['estimated_disk_bytes']} bytes of disk")
 
 
 def _header(path: Path) -> str:

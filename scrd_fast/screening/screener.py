@@ -80,12 +80,12 @@ class Screener:
 
     def __call__(self, paths: Iterable[str | Path]) -> Iterator[Screened]:
         """Results in the order of the paths, as they come; nothing is kept."""
-        paths = (Path(p) for p in paths)
+        remaining = (Path(p) for p in paths)
         with ThreadPoolExecutor(READERS) as pool:
             pending: deque[list[tuple[Path, Future[Tensor]]]] = deque()
 
             def read_on() -> bool:
-                batch = list(islice(paths, self.batch_size))
+                batch = list(islice(remaining, self.batch_size))
                 preprocessing = self.model.config.preprocessing
                 if batch:
                     pending.append([(p, pool.submit(read_image, p, preprocessing)) for p in batch])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
 def write_worklist(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The most suspicious first, then what could not be read."""
 
-    def order(row: dict[str, Any]) -> tuple[bool, float, str]:
+    def order(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         return row["score"] is None, -(row["score"] or 0.0), row["path"]
 
     text = io.StringIO()
