@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(tree: Path, tmp_path: Path, st
     data = open_dataset(tree)
     train(data, tmp_path / "whole", settings())
 
-    def stop(iteration: int, loss: float, rate: float) -> None:
+    def stop(iteration: int, _loss: float, _rate: float) -> None:
         if iteration == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -154,7 +154,7 @@ def test_unreadable_images_are_all_listed_before_training(tmp_path: Path, capsys
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(ScrdFastError, match="the loss is (nan|inf) at iteration"):
+    with pytest.raises(ScrdFastError, match=r"the loss is (nan|inf) at iteration"):
         train(open_dataset(tree), tmp_path / "run", settings(lr=1e30, iterations=20))
 
 

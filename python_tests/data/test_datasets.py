@@ -133,7 +133,7 @@ def test_a_bad_table_is_explained(tmp_path: Path, content: str, text: str) -> No
 
 
 def test_unknown_layouts_and_missing_folders_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a data set: expected data.json"):
+    with pytest.raises(DataError, match=r"not a data set: expected data\.json"):
         open_dataset(tmp_path)
     (tmp_path / "brain").mkdir()
     with pytest.raises(DataError, match="no such folder; beside it are brain"):

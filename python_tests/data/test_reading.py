@@ -162,8 +162,8 @@ def test_bad_files_have_a_code_and_a_reason(tmp_path: Path) -> None:
             read_image(path, SAME)
         assert caught.value.code == code
         assert str(caught.value)
+    path = save(tmp_path / "big.tif", ramp(np.float32, 3))
     with pytest.raises(ImageError, match=r"float pixels from 0 to 3; intensity 'range' wants 0 to 1") as caught:
-        path = save(tmp_path / "big.tif", ramp(np.float32, 3))
         read_image(path, Preprocessing(size=32, intensity="range"))
     assert caught.value.code == "out-of-range"
     for empty in (b"", good[:20]):

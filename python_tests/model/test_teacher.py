@@ -84,7 +84,7 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tmp_path: Path) -> None:
     state = Teacher("resnet18", "random").encoder.state_dict()
     path = tmp_path / "w.safetensors"
     save_file({k: v for k, v in state.items() if k != "conv1.weight"}, path)
-    with pytest.raises(ScrdFastError, match="1 tensors that the teacher needs are not there, e.g. conv1_weight"):
+    with pytest.raises(ScrdFastError, match=r"1 tensors that the teacher needs are not there, e\.g\. conv1_weight"):
         Teacher("resnet18", str(path))
     save_file(state | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
     with pytest.raises(ScrdFastError, match=r"conv1.weight has shape \[64, 1, 7, 7\], expected \[64, 3, 7, 7\]"):
@@ -100,7 +100,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ScrdFastError, match="refused.*convert it once: python -c"):
+    with pytest.raises(ScrdFastError, match=r"refused.*convert it once: python -c"):
         Teacher("resnet18", str(path))
     assert not (tmp_path / "touched-by-a-pickle").exists()
     torch.save({"a": Malicious()}, path)
@@ -131,5 +131,5 @@ def test_bad_names_are_explained(name: str, weights: str, error: type[Exception]
 def test_pretrained_without_a_network_names_the_four_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UnavailableError, match="pretrained .*random, package .*or the path"):
+    with pytest.raises(UnavailableError, match=r"pretrained .*random, package .*or the path"):
         Teacher("resnet10t", "pretrained")

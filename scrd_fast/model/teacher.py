@@ -48,7 +48,7 @@ class Teacher(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 - the name is torch's
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -124,10 +124,7 @@ def _create(name: str, weights: str) -> Any:
             ) from None
     full = timm.create_model(name, pretrained=False)
     features = timm.create_model(name, pretrained=False, **options)
-    if weights == "package":
-        state = _package_state(name, full.state_dict())
-    else:
-        state = load_tensors(Path(weights))
+    state = _package_state(name, full.state_dict()) if weights == "package" else load_tensors(Path(weights))
     needed = {_flat(k) for k in features.state_dict()}
     _load(full, state, needed, weights)
     overlay = {"state_dict": {k: v for k, v in full.state_dict().items() if _flat(k) in needed}}
