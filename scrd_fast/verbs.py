@@ -48,6 +48,9 @@ Config = Annotated[
     typer.Option("--config", help="Settings from a YAML file; flags override it.", is_eager=True, callback=_load),
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the settings as YAML and stop.")]
+INTERRUPTED = 130  # exit code
+GO_ON = "interrupted; the same command goes on from what was saved"
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print the result, warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more on stderr.")]
@@ -107,23 +110,22 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="scrd-fast", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was saved", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         text, code = _explain(error)
         print(f"error: {text}", file=sys.stderr)
         return code
+    if result == INTERRUPTED:  # Typer's answer to Ctrl-C
+        print(f"error: {GO_ON}", file=sys.stderr)
+    return result if isinstance(result, int) else 0
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ScrdFastError):
         return str(error), error.exit_code
-    if type(error).__name__ == "Abort":
-        return "interrupted", 130
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        return GO_ON, INTERRUPTED
     if hasattr(error, "format_message"):  # a usage error: unknown flag, missing argument, bad value
         return " ".join(str(error.format_message()).split()), 2
     if isinstance(error, (OSError, ValueError)):

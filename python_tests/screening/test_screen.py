@@ -4,16 +4,19 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
 from conftest import texture
+from PIL import Image
 
 import scrd_fast
 from scrd_fast.calibration import Calibration
@@ -117,34 +120,27 @@ def test_a_finished_shard_is_not_screened_again(trained: Path, tree: Path, tmp_p
     assert kept.stat().st_mtime_ns == stamp
 
 
-def test_a_killed_run_goes_on_to_the_same_rows(trained: Path, tmp_path: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_to_the_same_rows(
+    trained: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     folder = tmp_path / "many"
     folder.mkdir()
     generator = np.random.default_rng(1)
     for i in range(60):
         Image.fromarray(texture(generator)).save(folder / f"{i:03d}.png")
     flags = ["--shard-size", "5", "--overlays", "0"]
-    command = [
-        sys.executable,
-        "-m",
-        "scrd_fast",
-        "screen",
-        str(trained),
-        str(folder),
-        "--out",
-        str(tmp_path / "cut"),
-    ]
-    process = subprocess.Popen([*command, *flags, "-q", "--device", "cpu"])
+    command = [sys.executable, "-m", "scrd_fast", "screen", str(trained), str(folder), "--out", str(tmp_path / "cut")]
+    process = subprocess.Popen([*command, *flags, "-q", "--device", "cpu"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cut" / "results").glob("part-*.parquet")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    process.send_signal(number)
+    _, text = process.communicate()
+    assert process.returncode == code
+    assert number == signal.SIGKILL or "the same command goes on" in text
     assert 0 < len(rows(tmp_path / "cut")) < 60
     assert screen(trained, [folder], tmp_path / "cut", *flags) == 0
     assert screen(trained, [folder], tmp_path / "whole", *flags) == 0
