@@ -33,7 +33,7 @@ test: install
 
 test-newer-torch: install
 	test -x $(NEWER)/bin/python || $(PYTHON) -m venv $(NEWER)
-	$(NEWER)/bin/pip install -q torch==2.13.0 "numpy<2.4" numba opensimplex pytest pytest-timeout pillow
+	$(NEWER)/bin/pip install -q torch==2.13.0 "numpy<2.4" numba opensimplex pytest pytest-timeout pillow scipy hypothesis
 	python_tests/newer_torch.sh $(NEWER)
 
 lint: install
@@ -51,4 +51,4 @@ demo: install
 	$(BIN)/python examples/demo/run.py demo
 
 clean:
-	rm -rf build dist demo *.egg-info scrd_fast/*.so
+	rm -rf build dist demo *.egg-info scrd_fast/*.so $(STAMP)

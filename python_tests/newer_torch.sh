@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs the operators' tests with the libraries as they were built, under the newer torch of another environment:
 #   python_tests/newer_torch.sh VENV [pytest arguments]
-# VENV holds torch, numpy, pillow, numba, opensimplex, pytest, pytest-timeout and the build's Python version.
+# VENV holds torch, numpy, scipy, hypothesis, pillow, numba, opensimplex, pytest, pytest-timeout and the build's Python version.
 set -eu
 if [ $# -lt 1 ] || [ ! -x "$1/bin/python" ]; then
   echo "usage: $0 VENV [pytest arguments]" >&2
@@ -22,5 +22,5 @@ version = lambda text: tuple(int(part) for part in text.split("+")[0].split(".")
 assert version(torch.__version__) > version(built), "the environment's torch is not newer than that of the build"
 assert state.state == "loaded", state
 CHECK
-tests="python_tests/ops/test_simplex_noise.py python_tests/ops/test_library.py"  # those of native code
+tests="python_tests/ops"
 exec "$python" -m pytest -p no:cacheprovider $tests "$@"

@@ -85,6 +85,13 @@ def test_a_device_that_is_not_there_is_exit_code_4(
     fails(["train", str(tree), "--out", str(tmp_path / "t"), *TRAIN_FLAGS, "--device", "cuda"], 4, capsys)
 
 
+def test_errors_are_json_too_where_the_log_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["screen", "nowhere", "nothing", "--out", "o", "--log-json"]) == 2
+    record = json.loads(capsys.readouterr().err)
+    assert record["level"] == "error"
+    assert "nothing" in record["text"]
+
+
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["screen", "nowhere", "nothing", "--out", "o", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
@@ -117,6 +124,18 @@ def test_flags_override_the_config(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["train", "--config", str(path), "--lr", "0.5", "--print-config"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)
     assert (settings["batch_size"], settings["lr"], settings["data"]) == (8, 0.5, "d")
+
+
+def test_a_config_may_be_written_as_people_write_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data: d\nout: o\nmap_weights: off\n")
+    assert main(["train", "--config", str(path), "--print-config"]) == 0
+    assert "map_weights: 'off'" in capsys.readouterr().out
+    path.write_text("run: r\ninputs: folder\nout: o\ndry_run: true\n")
+    assert main(["screen", "--config", str(path), "--print-config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["inputs"] == ["folder"]
+    assert settings["dry_run"] is True
 
 
 def test_a_bad_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +191,7 @@ def test_evaluate_measures_pixels_and_equals_its_csv(trained: Path, tree: Path, 
     for name in ("auroc", "auprc", "f1", "accuracy"):
         assert metrics[name]["low"] <= metrics[name]["value"] <= metrics[name]["high"]
     assert {"auroc", "aupro", "dice"} <= metrics["pixel"].keys()
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
     assert {"f1", "accuracy", "sensitivity", "specificity"} <= metrics["at_threshold"].keys()
     assert metrics["by_score"].keys() == {"mean", "max", "top1", "top5"}
     calibration = Calibration.load(trained / "model" / "calibration.json")

@@ -25,6 +25,7 @@ def blocks(path: Path, language: str) -> list[str]:
 def workplace(tree: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the `data` and `run` that the README speaks of."""
     shutil.copytree(tree, tmp_path / "data")
+    shutil.copytree(tree / "test" / "good", tmp_path / "normals_of_my_site")
     shutil.copytree(trained, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path

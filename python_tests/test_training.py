@@ -49,6 +49,8 @@ def test_a_finished_run_holds_all_that_is_promised(trained: Path) -> None:
     record = json.loads((trained / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["identity"]["settings"]["iterations"] == 6
+    assert record["checkpoint"] == "last"
+    assert record["calibration_images_per_second"] > 0
     assert record["train_images"] + record["calibration_images"] == 24
     assert [i for i, _ in curve(trained)] == [1, 2, 3, 4, 5, 6]
     assert list((trained / "tensorboard").iterdir())
@@ -183,3 +185,32 @@ def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(tmp_path: Pa
     state = checkpoints.load_newest(torch.device("cpu"))
     assert state is not None
     assert state["iteration"] == 2
+    checkpoints.files()[0].write_bytes(b"damaged too")
+    with pytest.raises(ScrdFastError, match="no checkpoint there can be read"):
+        checkpoints.load_newest(torch.device("cpu"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tree: Path, tmp_path: Path) -> None:
+    flags = {"lr": 1e30, "iterations": 20, "log_every": 1000, "checkpoint_every": 2}
+    with pytest.raises(ScrdFastError, match=r"not finite|the loss is"):
+        train(open_dataset(tree), tmp_path / "run", settings(**flags))
+    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(v.isfinite().all() for v in state["model"].values() if v.is_floating_point())
+
+
+def test_changed_images_are_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_tree(tmp_path / "data")
+    command = ["train", str(root), "--out", str(tmp_path / "run"), *TRAIN_FLAGS, "-q"]
+    assert main(command) == 0
+    (root / "train" / "good" / "000.png").write_bytes((root / "train" / "good" / "001.png").read_bytes())
+    assert main(command) == 2
+    assert "data_sha256" in capsys.readouterr().err
+
+
+def test_copies_of_training_images_in_the_test_part_are_told(tmp_path: Path) -> None:
+    root = make_tree(tmp_path / "data")
+    (root / "test" / "good" / "copy.png").write_bytes((root / "train" / "good" / "001.png").read_bytes())
+    lines: list[str] = []
+    train(open_dataset(root), tmp_path / "run", settings(iterations=1), log=lines.append)
+    assert any("1 test images are copies of training images" in line for line in lines)

@@ -156,7 +156,7 @@ def calibrate(
     console: Console,
     run: Run,
     normals: Annotated[list[Path], typer.Argument(metavar="NORMALS...", help="Normal images, files or folders.")],
-    fpr: Annotated[float, typer.Option("--fpr", help="Target rate of false alarms.")] = 0.05,
+    fpr: Annotated[float, typer.Option("--fpr", min=1e-6, max=0.5, help="Target rate of false alarms.")] = 0.05,
     batch_size: BatchSize = 16,
     precision: PrecisionOption = Precision.full,
     device: Device = DeviceName.auto,

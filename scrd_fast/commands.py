@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from scrd_fast.calibration import Calibration
@@ -17,7 +18,7 @@ from scrd_fast.data.reading import read_mask
 from scrd_fast.errors import DataError, ScrdFastError
 from scrd_fast.evaluation import Prediction
 from scrd_fast.evaluation import evaluate as measure
-from scrd_fast.runs import begin, claim_folder
+from scrd_fast.runs import begin, claim_folder, finish
 from scrd_fast.screening.manifest import list_inputs
 from scrd_fast.screening.screener import Screener, model_folder
 from scrd_fast.settings import TrainSettings
@@ -31,8 +32,10 @@ def train(console: Console, data: Path, out: Path, settings: dict[str, Any]) -> 
         checked = TrainSettings(**settings)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-        raise ScrdFastError(f"--{name}: {first['msg']}, got {first['input']!r}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            text = f"--{str(first['loc'][0]).replace('_', '-')}: {text}, got {first['input']!r}"
+        raise ScrdFastError(text) from None
     with console.progress(checked.iterations, "iterations") as advance:
         fit(
             open_dataset(data),
@@ -58,22 +61,25 @@ def evaluate(
     dataset.require(train=False, test=True)
     screener = Screener.from_pretrained(run, device=device, precision=precision, batch_size=batch_size)
     config = screener.model.config
+    console.detail(f"{config.teacher.name} on {screener.device}, {len(dataset.test)} images")
     # The plots and numbers follow from these alone; another model's results are never overwritten.
-    model = {"folder": str(model_folder(run)), "sha256": screener.model.fingerprint()}
     identity = {
         "command": "evaluate",
-        "model": model,
-        "data": str(data),
+        "model_sha256": screener.model.fingerprint(),
+        "calibration": screener.calibration.id if screener.calibration else None,
+        "data": str(data.resolve()),
         "precision": precision,
         "seed": seed,
     }
-    begin(out, claim_folder(out, identity))
+    record = claim_folder(out, identity)
+    begin(out, record)
     with console.progress(len(dataset.test), "images") as advance:
         predictions = _predictions(screener, dataset, lambda done: advance(done, ""))
         try:
             metrics = measure(predictions, screener.calibration, config.score, out, seed=seed)
         except ValueError as error:
             raise ScrdFastError(str(error)) from None
+    finish(out, record)
     console.log(_headline(metrics))
     console.result(out / "metrics.json", metrics)
 
@@ -82,12 +88,15 @@ def _predictions(screener: Screener, dataset: DataSet, advance: Any) -> Iterator
     """Every test image must be readable: a number measured on a part of them would be another number."""
     problems: list[str] = []
     items: list[Item] = dataset.test
+    preprocessing = screener.model.config.preprocessing
+    # Where lesions have masks, the pixels of normal images count too: all of them are background.
+    background = np.zeros((preprocessing.size, preprocessing.size), bool) if any(i.mask for i in items) else None
     for done, (item, result) in enumerate(zip(items, screener(i.path for i in items), strict=True), start=1):
         advance(done)
         if result.error is not None or result.image is None or result.map is None:
             problems.append(f"{item.path}: {result.error}")
             continue
-        mask = None if item.mask is None else read_mask(item.mask, screener.model.config.preprocessing)
+        mask = read_mask(item.mask, preprocessing) if item.mask else background if item.label == 0 else None
         image = result.image.permute(1, 2, 0).numpy()
         path = str(item.path.relative_to(dataset.root)) if item.path.is_relative_to(dataset.root) else str(item.path)
         yield Prediction(path, item.label, result.scores, result.map.numpy(), image, mask)

@@ -42,6 +42,9 @@ class Console:
     def warn(self, text: str) -> None:
         self.log(text if self.log_json else f"warning: {text}", "warning")
 
+    def error(self, text: str) -> None:
+        self.log(text if self.log_json else f"error: {text}", "error")
+
     def result(self, path: Path, content: dict[str, Any]) -> None:
         print(json.dumps(content, indent=2) if self.json else path)
 
@@ -58,14 +61,16 @@ class Console:
 
     def _lines(self, total: int, unit: str) -> Advance:
         start = last = time.monotonic()
+        first: int | None = None  # a run that goes on does not begin at 0
 
         def advance(done: int, text: str) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.monotonic()
+            first = done - 1 if first is None else first
             if now - last < QUIET_INTERVAL and done < total:
                 return
             last = now
-            rate = done / max(now - start, 1e-9)
+            rate = (done - first) / max(now - start, 1e-9)
             left = (total - done) / rate if rate else 0
             self.log(f"{done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left {text}".rstrip())
 
@@ -81,9 +86,15 @@ def _bar(total: int, unit: str) -> Iterator[Advance]:
         TextColumn(unit),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[rate]} {task.fields[text]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=RichConsole(stderr=True)) as progress:
-        task = progress.add_task(unit, total=total, text="")
-        yield lambda done, text: progress.update(task, completed=done, text=text)
+        task = progress.add_task(unit, total=total, text="", rate="")
+
+        def advance(done: int, text: str) -> None:
+            speed = progress.tasks[0].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            progress.update(task, completed=done, text=text, rate=rate)
+
+        yield advance

@@ -38,4 +38,4 @@ class MissingExtraError(UnavailableError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; type: pip install 'scrd_fast[{extra}]'")
+        super().__init__(f"{package} is not installed; install this package with its [{extra}] extra")

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import secrets
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["nearest", "write_atomically"]
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
+def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     """Write `data` to `path`: after a crash the file holds all of it, or what it held before.
 
     The bytes go to a hidden file beside the target, are forced to the disk, and the file is then renamed.
@@ -52,3 +53,14 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def nearest(path: Path) -> str:
+    """What an error about a missing path adds: the most similar name beside it, or nothing.
+
+    >>> nearest(Path("/no/such/folder/file"))
+    ''
+    """
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

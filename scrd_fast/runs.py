@@ -7,9 +7,10 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import pickle
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from typing import Any
 import torch
 
 import scrd_fast
-from scrd_fast.data.datasets import DataSet
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.settings import TrainSettings
 
-__all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "versions", "write_json"]
+__all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "finish", "versions", "write_json"]
 
 
 def versions() -> dict[str, str]:
@@ -80,6 +80,11 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def finish(out: Path, record: dict[str, Any], **facts: Any) -> None:
+    """Mark a run as finished, with what is worth knowing of it."""
+    write_json(out / "run.json", record | {"status": "finished", "finished": _now(), **facts})
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
@@ -93,11 +98,12 @@ class RunFolder:
         self._clock = time.perf_counter()
 
     @classmethod
-    def open(cls, out: Path, settings: TrainSettings, data: DataSet) -> RunFolder:
-        listing = hashlib.sha256("\n".join(str(item.path) for item in data.train).encode()).hexdigest()
+    def open(cls, out: Path, settings: TrainSettings, hashes: Sequence[str], teacher: str) -> RunFolder:
+        """`hashes` are those of the training files' contents in their order, `teacher` that of its weights."""
         identity = {
             "command": "train",
-            "data": {"root": str(data.root), "train_listing_sha256": listing},
+            "data_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+            "teacher_sha256": teacher,
             "settings": settings.model_dump(mode="json"),
         }
         return cls(out, claim_folder(out, identity))
@@ -111,9 +117,8 @@ class RunFolder:
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as finished, with what is worth knowing of it."""
-        seconds = self.record.get("seconds", 0.0) + round(time.perf_counter() - self._clock, 2)
-        self.record |= {"status": "finished", "finished": _now(), "seconds": seconds, **facts}
-        write_json(self.path / "run.json", self.record)
+        seconds = round(time.perf_counter() - self._clock, 2)
+        finish(self.path, self.record, seconds_since_last_start=seconds, **facts)
 
     @contextmanager
     def metrics(self, start: int) -> Iterator[Callable[[dict[str, Any]], None]]:
@@ -170,16 +175,20 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.folder / f"iteration-{iteration:08d}.pt", buffer.getvalue())
+        write_atomically(self.folder / f"iteration-{iteration:08d}.pt", buffer.getbuffer())
         for old in self.files()[: -self.keep]:
             old.unlink()
 
     def load_newest(self, device: torch.device) -> dict[str, Any] | None:
-        for path in reversed(self.files()):
+        """None where there is no checkpoint. Where the newest is damaged an older one serves."""
+        files = self.files()
+        for path in reversed(files):
             try:
                 return dict(torch.load(path, map_location=device, weights_only=True))
-            except Exception:  # damaged on the disk: an older one serves
+            except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
                 continue
+        if files:
+            raise ScrdFastError(f"{self.folder}: no checkpoint there can be read; remove them to start anew")
         return None
 
     def newest_text(self) -> str:

@@ -14,6 +14,7 @@ run does what an uninterrupted one would have done. The model kept is the last o
 from __future__ import annotations
 
 import importlib
+import math
 import signal
 import threading
 import time
@@ -30,6 +31,7 @@ from scrd_fast.config import SCORES
 from scrd_fast.data.datasets import DataSet
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
 from scrd_fast.data.reading import normalise
+from scrd_fast.device import pick_device
 from scrd_fast.errors import MissingExtraError, ScrdFastError
 from scrd_fast.model.objectives import needs_noise
 from scrd_fast.model.scrd import SCRD
@@ -60,33 +62,38 @@ def train(
     `on_step` gets the iteration, the loss and the rate after each step that is logged. Raises `DataError` for
     unusable images (all of them listed, before training begins) and `Interrupted` after SIGINT or SIGTERM.
     """
-    run = RunFolder.open(out, settings, data)
-    if run.finished:
-        log(f"{out} is finished already")
-        return SCRD.from_pretrained(run.model)
-    fabric = _fabric(settings)
     data.require(train=True, test=False)
     hashes = content_hashes([item.path for item in data.train])
     train_part, held_out = split_calibration(hashes, settings.calibration_fraction)
     if not train_part:
         raise ScrdFastError(f"{data.root}: no images are left to train on after the calibration part")
     model = _new_model(settings)
+    run = RunFolder.open(out, settings, hashes, model.config.teacher.sha256)
+    if run.finished:
+        log(f"{out} is finished already")
+        return SCRD.from_pretrained(run.model)
+    _warn_of_copies(data, hashes, log)
     store = ImageStore([item.path for item in data.train], model.config.preprocessing)
     log(f"reading {len(store)} images")
     store.check(data.root)
     run.begin()  # only now, so that a mistake above leaves no folder behind
-    loop = _Loop(fabric, model, store, train_part, settings, run)
+    loop = _Loop(_fabric(settings), model, store, train_part, settings, run)
     with _stop_requests() as stop:
         loop.run(stop, on_step, log)
     log(f"calibrating on {len(held_out)} held-out normal images")
     model.eval()
-    model.save_pretrained(run.model)
-    if held_out:
-        clock = time.perf_counter()
-        _calibrate(model, store, held_out, settings).save(run.model / "calibration.json")
-        rate = len(held_out) / (time.perf_counter() - clock)  # screening's estimates rest on it
-        run.record["calibration_images_per_second"] = round(rate, 2)
-    run.finish(train_images=len(train_part), calibration_images=len(held_out))
+    run.model.mkdir(exist_ok=True)
+    clock = time.perf_counter()
+    calibrated = _calibrate(model, [store.paths[i] for i in held_out], settings.batch_size, run.model, log)
+    rate = calibrated / (time.perf_counter() - clock)  # screening's estimates rest on it
+    model.save_pretrained(run.model)  # last: a model without its calibration would pass for a finished one
+    run.finish(
+        checkpoint="last",  # never chosen by a test label
+        data=str(data.root),
+        train_images=len(train_part),
+        calibration_images=len(held_out),
+        calibration_images_per_second=round(rate, 2),
+    )
     return model
 
 
@@ -166,17 +173,22 @@ class _Loop:
                     now = time.perf_counter()
                     rate = (done - since) * self.settings.batch_size / (now - clock)
                     clock, since = now, done
-                    loss = float(parts.loss.detach())
-                    if loss != loss or loss in (float("inf"), float("-inf")):
-                        raise ScrdFastError(f"the loss is {loss} at iteration {done}; {self.checkpoints.newest_text()}")
+                    loss = self._finite(parts, done)
                     write(_record(done, parts, rate))
                     on_step(done, loss, rate)
                 if done % self.settings.checkpoint_every == 0 and done < self.settings.iterations:
-                    self._save(done)
+                    self._save(done, parts)
                 if stop.is_set():
-                    self._save(done)
+                    self._save(done, parts)
                     raise Interrupted(f"stopped after iteration {done}; the same command goes on from there")
-        self._save(self.settings.iterations)
+            if start < self.settings.iterations:
+                self._save(self.settings.iterations, parts)
+
+    def _finite(self, parts: Any, iteration: int) -> float:
+        loss = float(parts.loss.detach())
+        if not math.isfinite(loss):
+            raise ScrdFastError(f"the loss is {loss} at iteration {iteration}; {self.checkpoints.newest_text()}")
+        return loss
 
     def _step(self, iteration: int) -> Any:
         settings = self.settings
@@ -204,7 +216,10 @@ class _Loop:
         log(f"going on after iteration {state['iteration']}")
         return int(state["iteration"])
 
-    def _save(self, iteration: int) -> None:
+    def _save(self, iteration: int, parts: Any) -> None:
+        self._finite(parts, iteration)
+        if not all(p.isfinite().all() for p in self.model.trainable_parameters()):
+            raise ScrdFastError(f"weights are not finite at iteration {iteration}; {self.checkpoints.newest_text()}")
         model = {k: v for k, v in self.model.state_dict().items() if not k.startswith("teacher.")}
         state = {"iteration": iteration, "model": model, "optimizer": self.optimizer.state_dict()}
         self.checkpoints.save(iteration, state)
@@ -220,14 +235,30 @@ def _record(iteration: int, parts: Any, rate: float) -> dict[str, Any]:
     return record | {"weights": scales(parts.weights), "images_per_second": round(rate, 2)}
 
 
-def _calibrate(model: SCRD, store: ImageStore, indices: list[int], settings: TrainSettings) -> Calibration:
-    """From held-out normal images, in the precision that was trained in."""
+def _calibrate(model: SCRD, paths: list[Path], batch_size: int, folder: Path, log: Callable[[str], None]) -> int:
+    """From held-out normal images, in float32, which is what screening computes in unless asked otherwise."""
+    if not paths:
+        log("no images were held out: there will be no threshold; `scrd-fast calibrate` sets one")
+        return 0
+    store = ImageStore(paths, model.config.preprocessing, cache_bytes=0)  # read anew, as in screening: it is timed
     columns: dict[str, list[float]] = {name: [] for name in SCORES}
-    for start in range(0, len(indices), settings.batch_size):
-        images = store.batch(indices[start : start + settings.batch_size])
-        for name, values in model.predict(images, precision=settings.precision).scores.items():
+    for start in range(0, len(paths), batch_size):
+        images = store.batch(range(start, min(start + batch_size, len(paths))))
+        for name, values in model.predict(images).scores.items():
             columns[name] += values.tolist()
-    return Calibration.fit(columns[model.config.score], model.config.score, map_peaks=columns["max"])
+    calibration = Calibration.fit(columns[model.config.score], model.config.score, map_peaks=columns["max"])
+    if not calibration.reachable:
+        log(f"{len(paths)} calibration images are too few for a false-alarm rate of {calibration.fpr:g}")
+    calibration.save(folder / "calibration.json")
+    return len(paths)
+
+
+def _warn_of_copies(data: DataSet, hashes: list[str], log: Callable[[str], None]) -> None:
+    """The test files are hashed, never decoded."""
+    trained = set(hashes)
+    copies = sum(h in trained for h in content_hashes([i.path for i in data.test if i.path.is_file()]))
+    if copies:
+        log(f"warning: {copies} test images are copies of training images under other names; results will flatter")
 
 
 def _fabric(settings: TrainSettings) -> Any:
@@ -236,7 +267,8 @@ def _fabric(settings: TrainSettings) -> Any:
     except ImportError:
         raise MissingExtraError("lightning-fabric", "model") from None
     precision = {"32": "32-true", "bf16": "bf16-mixed"}[settings.precision]
-    fabric = fabric_module.Fabric(accelerator=settings.device, devices=1, precision=precision)
+    device = pick_device(settings.device)
+    fabric = fabric_module.Fabric(accelerator=device.type, devices=1, precision=precision)
     fabric.launch()
     return fabric
 

@@ -39,7 +39,9 @@ def _load(context: typer.Context, value: Path | None) -> Path | None:
             near = difflib.get_close_matches(str(name), sorted(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
             raise ScrdFastError(f"--config {value}: no setting named {name!r}{hint}")
-    context.default_map = {**(context.default_map or {}), **settings}
+    own = {p.name: p for p in context.command.params}
+    plain = {name: _as_typed(value, own[name].nargs) for name, value in settings.items()}
+    context.default_map = {**(context.default_map or {}), **plain}
     return value
 
 
@@ -90,6 +92,13 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _as_typed(value: Any, nargs: int) -> Any:
+    """A YAML value as a flag would have it: YAML reads on and off as booleans, and one input needs no list."""
+    if isinstance(value, bool):
+        value = "on" if value else "off"
+    return [value] if nargs == -1 and not isinstance(value, list) else value
+
+
 def _print(arguments: dict[str, Any]) -> None:
     import yaml
 
@@ -107,6 +116,7 @@ def _print(arguments: dict[str, Any]) -> None:
 def run(app: typer.Typer, arguments: list[str]) -> int:
     """Run a command; every error that its user can mend is one line on stderr. Returns the exit code."""
     debug = "--debug" in arguments
+    console = Console(log_json="--log-json" in arguments)
     arguments = [a for a in arguments if a != "--debug"]
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="scrd-fast", standalone_mode=False)
@@ -114,10 +124,10 @@ def run(app: typer.Typer, arguments: list[str]) -> int:
         if debug:
             traceback.print_exc()
         text, code = _explain(error)
-        print(f"error: {text}", file=sys.stderr)
+        console.error(text)
         return code
     if result == INTERRUPTED:  # Typer's answer to Ctrl-C
-        print(f"error: {GO_ON}", file=sys.stderr)
+        console.error(GO_ON)
     return result if isinstance(result, int) else 0
 
 

@@ -18,40 +18,46 @@ HERE = Path(__file__).resolve().parent
 TRAINING = "--teacher tf_efficientnet_lite0 --teacher-weights package --size 128 --batch-size 16 --iterations 250"
 
 
-def steps(out: Path) -> dict[str, str]:
-    """The commands by the name of their step."""
-    cli = "python -m scrd_fast"
+def steps(out: Path) -> dict[str, list[str]]:
+    """What a user would type after `python`, by the name of the step."""
+    data, run_folder = str(out / "data"), str(out / "run")
+    cli = ["-m", "scrd_fast"]
     return {
-        "make the data": f"python {HERE.relative_to(Path.cwd())}/make_data.py {out}/data",
-        "train": f"{cli} train {out}/data --out {out}/run {TRAINING}",
-        "evaluate": f"{cli} evaluate {out}/run {out}/data --out {out}/evaluation",
-        "screen": f"{cli} screen {out}/run {out}/data/test --out {out}/screening",
+        "make the data": [str(HERE / "make_data.py"), data],
+        "train": [*cli, "train", data, "--out", run_folder, *TRAINING.split()],
+        "evaluate": [*cli, "evaluate", run_folder, data, "--out", str(out / "evaluation")],
+        "screen": [*cli, "screen", run_folder, str(out / "data" / "test"), "--out", str(out / "screening")],
     }
 
 
-def run(command: str) -> None:
-    words = shlex.split(command)
-    print(f"$ {command}", file=sys.stderr, flush=True)
-    code = subprocess.run([sys.executable, *words[1:]]).returncode
+def run(arguments: list[str]) -> str:
+    """Run a command, or end with its exit code. Returns the command as text."""
+    text = shlex.join(["python", *arguments])
+    print(f"$ {text}", file=sys.stderr, flush=True)
+    code = subprocess.run([sys.executable, *arguments]).returncode
     if code != 0:
         sys.exit(code)
+    return text
 
 
 def main(out: Path) -> None:
-    if out.exists() and not (out / "data" / "about.json").is_file():
+    log = out / "steps.jsonl"
+    if out.exists() and not log.is_file():
         sys.exit(f"{out} exists and is not an earlier demo: name another folder")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    log = out / "steps.jsonl"
-    for step, command in steps(out).items():
+    log.touch()  # marks the folder as a demo's
+    for step, arguments in steps(out).items():
         start = time.perf_counter()
-        run(command)
+        command = run(arguments)
         record = {"step": step, "seconds": round(time.perf_counter() - start, 1), "command": command}
         with log.open("a") as file:
             file.write(json.dumps(record) + "\n")
-    folders = f"--data {out}/data --evaluation {out}/evaluation --screening {out}/screening --run {out}/run"
-    run(f"python {HERE / 'report.py'} {folders} --steps {log} --out {out}/report.html --check")
-    print(f"the report: {(out / 'report.html').resolve()}\nthe numbers: {(out / 'metrics.json').resolve()}")
+    folders = {"data": "data", "evaluation": "evaluation", "screening": "screening", "run": "run"}
+    flags = [word for flag, name in folders.items() for word in (f"--{flag}", str(out / name))]
+    report = out / "report.html"
+    run([str(HERE / "report.py"), *flags, "--steps", str(log), "--out", str(report), "--check"])
+    print(f"the report: {report.resolve()}\nthe numbers: {(out / 'metrics.json').resolve()}")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def test_isic(tmp_path: Path) -> None:
     data.require(train=True, test=True)
     (folder / "ISIC2018_Task3_Test_GroundTruth.csv").write_text("image,label\nISIC_E1,1\n")
     with pytest.raises(DataError, match="expected the columns image and NV"):
-        open_dataset(tmp_path).require(train=True, test=False)
+        open_dataset(tmp_path).require(train=False, test=True)
+    open_dataset(tmp_path).require(train=True, test=False)
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,26 @@ def test_bad_files_have_a_code_and_a_reason(tmp_path: Path) -> None:
     for empty in (b"", good[:20]):
         with pytest.raises(ImageError):
             read_image(empty, SAME)
+
+
+def test_what_would_be_read_in_part_is_refused(tmp_path: Path) -> None:
+    page = Image.fromarray(ramp(np.uint8, 255))
+    page.save(tmp_path / "stack.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(ImageError, match="holds 3 images") as caught:
+        read_image(tmp_path / "stack.tif", SAME)
+    assert caught.value.code == "multi-frame"
+    with pytest.raises(ImageError, match="16-bit colour") as caught:
+        read_image(_write(tmp_path / "deep.png", _png_of_16_bit_colour()), SAME)
+    assert caught.value.code == "unsupported"
+
+
+def _png_of_16_bit_colour() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (4).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    rows = zlib.compress(b"".join(b"\0" + bytes(4 * 6) for _ in range(4)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def test_a_decompression_bomb_is_refused_before_memory_is_taken(

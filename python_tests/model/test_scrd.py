@@ -150,6 +150,16 @@ def test_a_score_does_not_depend_on_the_batch() -> None:
             torch.testing.assert_close(values, whole[name][order], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "convnext_atto"])
+def test_bf16_runs_whatever_the_teacher_ends_in(name: str) -> None:
+    scrd = model(name=name).eval()
+    images = torch.rand(2, 3, 64, 64)
+    half, full = scrd.predict(images, precision="bf16"), scrd.predict(images)
+    torch.testing.assert_close(half.map, full.map, rtol=0, atol=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert scrd.training_loss(images, images + 0.1).loss.isfinite()
+
+
 @pytest.mark.parametrize("weights", ["random", "package"])
 def test_saved_and_loaded_it_gives_the_same_bits(tmp_path: Path, weights: str) -> None:
     name = "tf_efficientnet_lite0"

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
 import pickle
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from scrd_fast.errors import ScrdFastError, UnavailableError
-from scrd_fast.model.teacher import Teacher
+from scrd_fast.model.teacher import Teacher, conversion_command, load_tensors
 
 LITE = "tf_efficientnet_lite0"
 
@@ -109,6 +113,33 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "touched-by-a-pickle").exists()
 
 
+def test_the_conversion_command_does_what_it_promises(tmp_path: Path) -> None:
+    """Its three forms: a plain dictionary in a checkpoint with other objects, a nested one, a whole module."""
+    state = Teacher("resnet18", "random").encoder.state_dict()
+    path = tmp_path / "my weights.pth"
+    layer = torch.nn.Linear(2, 3)
+    for content, expected in (
+        ({"state_dict": state, "args": argparse.Namespace(lr=1)}, state),
+        ({"model": layer, "args": argparse.Namespace(lr=1)}, layer.state_dict()),
+        (layer, layer.state_dict()),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ScrdFastError, match="refused"):
+            load_tensors(path)
+        command = shlex.split(conversion_command(path))
+        subprocess.run([sys.executable, *command[1:]], check=True)
+        loaded = load_tensors(tmp_path / "my weights.safetensors")
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[k], v) for k, v in expected.items())
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"damaged")
+    with pytest.raises(ScrdFastError, match=r"w\.safetensors: damaged"):
+        Teacher("resnet18", str(path))
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "error", "text"),
     [
@@ -116,7 +147,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
             "wide_resnet50",
             "random",
             ScrdFastError,
-            "no model named 'wide_resnet50'; close names: wide_resnet50_2",
+            "no model named 'wide_resnet50'; close names: .*wide_resnet50_2",
         ),
         ("vit_tiny_patch16_224", "random", ScrdFastError, "vit_tiny_patch16_224"),
         ("resnet18", "package", ScrdFastError, "no known package carries weights of resnet18"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -199,6 +200,27 @@ def test_inputs_are_listed_once_in_a_fixed_order(tree: Path) -> None:
     assert list_inputs([first, good]) == [first, *(p for p in sorted(good.iterdir()) if p != first)]
     with pytest.raises(ScrdFastError, match="no images there"):
         list_inputs([Path(__file__).parent])
+
+
+def test_a_runs_own_results_and_hidden_files_are_not_inputs(trained: Path, tree: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tree / "test" / "good", tmp_path / "in")
+    (folder / "._000.png").write_bytes(b"made by a Mac")
+    for _ in range(2):
+        assert screen(trained, [folder], folder / "out") == 0
+    assert len(rows(folder / "out")) == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8_are_screened_and_drawn(trained: Path, tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i, name in enumerate((b"a.png", b"b\xff.png", b"c.png")):
+        shutil.copy(tree / "test" / "square" / f"{i:03d}.png", os.fsencode(folder) + b"/" + name)
+    assert screen(trained, [folder], tmp_path / "out") == 0
+    ranked = sorted(rows(tmp_path / "out"), key=lambda r: -r["score"])
+    drawn = sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir())
+    assert drawn == [f"{rank:03d}-{r['input_id']}.png" for rank, r in enumerate(ranked, start=1)]
+    assert {r["path"].rsplit("/", 1)[1] for r in ranked} == {"a.png", "b\\udcff.png", "c.png"}
 
 
 def test_the_python_interface_yields_as_it_goes(trained: Path, tree: Path) -> None:

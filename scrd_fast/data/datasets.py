@@ -42,11 +42,12 @@ class DataSet:
     root: Path
     train: list[Item]
     test: list[Item]
-    problems: list[str] = field(default_factory=list)
+    train_problems: list[str] = field(default_factory=list)
+    test_problems: list[str] = field(default_factory=list)
 
     def require(self, *, train: bool, test: bool) -> None:
         """Raise `DataError` with every problem of the parts that are needed: missing files, an empty class, overlap."""
-        problems = list(self.problems)
+        problems = (self.train_problems if train else []) + (self.test_problems if test else [])
         if train and not self.train:
             problems.append("no normal training images")
         if test:
@@ -97,19 +98,18 @@ def _medianomaly(root: Path) -> DataSet:
     def items(part: str, label: str) -> list[Item]:
         return [Item(root / "images" / name, int(label)) for name in buckets[part, label]]
 
-    repeats = [
-        f"{name}: listed {times} times in {part} {label}"
-        for (part, label), names in buckets.items()
-        for name, times in Counter(names).items()
-        if times > 1
-    ]
-    return DataSet(root, items("train", "0"), items("test", "0") + items("test", "1"), repeats)
+    def repeats(part: str, label: str) -> list[str]:
+        counts = Counter(buckets[part, label])
+        return [f"{name}: listed {times} times in {part} {label}" for name, times in counts.items() if times > 1]
+
+    test = items("test", "0") + items("test", "1")
+    return DataSet(root, items("train", "0"), test, repeats("train", "0"), repeats("test", "0") + repeats("test", "1"))
 
 
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != "." and p.is_file())
 
 
 def _tree(root: Path) -> DataSet:
@@ -124,7 +124,7 @@ def _tree(root: Path) -> DataSet:
             if mask is None and masks.is_dir():
                 problems.append(f"{path}: no mask {path.stem}.png or {path.stem}_mask.png in {masks}")
             test.append(Item(path, 1, mask))
-    return DataSet(root, train, test, problems)
+    return DataSet(root, train, test, test_problems=problems)
 
 
 def _mask_of(image: Path, masks: Path) -> Path | None:
@@ -137,21 +137,20 @@ def _mask_of(image: Path, masks: Path) -> Path | None:
 
 def _isic(root: Path, tables: Iterable[Path]) -> DataSet:
     found = {p.stem: p for p in _images(root)}
-    train: list[Item] = []
-    test: list[Item] = []
-    problems: list[str] = []
+    data = DataSet(root, [], [])
     for table in tables:
         with table.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if not {"image", "NV"} <= set(rows.fieldnames or ()):
-                problems.append(f"{table}: expected the columns image and NV, got {rows.fieldnames}")
+                part = data.train_problems if "train" in table.name.lower() else data.test_problems
+                part.append(f"{table}: expected the columns image and NV, got {rows.fieldnames}")
                 continue
             for row in rows:
                 path = found.get(row["image"], table.parent / f"{row['image']}.jpg")
                 label = 0 if float(row["NV"]) == 1 else 1
                 if "train" in table.name.lower():
                     if label == 0:
-                        train.append(Item(path, 0))
+                        data.train.append(Item(path, 0))
                 elif "test" in table.name.lower():
-                    test.append(Item(path, label))
-    return DataSet(root, train, test, problems)
+                    data.test.append(Item(path, label))
+    return data

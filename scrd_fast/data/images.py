@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +37,10 @@ class ImageStore:
     def __getitem__(self, index: int) -> Tensor:
         image = self._kept.get(index)
         if image is None:
-            image = read_image(self.paths[index], self.preprocessing)
+            try:
+                image = read_image(self.paths[index], self.preprocessing)
+            except ImageError as error:
+                raise ImageError(error.code, f"{self.paths[index]}: {error}") from None
             if len(self._kept) < self._room:
                 self._kept[index] = image
         return image
@@ -53,7 +57,7 @@ class ImageStore:
             try:
                 self[index]
             except ImageError as error:
-                return f"{self.paths[index]}: {error}"
+                return str(error)
             return None
 
         with ThreadPoolExecutor(THREADS) as pool:
@@ -63,10 +67,13 @@ class ImageStore:
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of each file."""
+    """SHA-256 of each file's content; of its name, where it cannot be read (which reading it will report)."""
 
     def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            return hashlib.sha256(os.fsencode(path)).hexdigest()
 
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(digest, paths))

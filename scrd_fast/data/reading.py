@@ -20,7 +20,7 @@ from scrd_fast.errors import ImageError
 __all__ = ["EXTENSIONS", "decode", "normalise", "read_image", "read_mask", "resize"]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 200_000_000  # of one image; checked from the header, before memory is taken
+MAX_PIXELS = 100_000_000  # of one image; checked from the header, before memory is taken
 _WINDOW = (0.5, 99.5)  # percentiles
 _INTEGER_MODES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "I": 2147483647.0}
 
@@ -32,7 +32,7 @@ def read_image(source: str | Path | bytes, preprocessing: Preprocessing) -> Tens
     orientation is applied. Raises `ImageError` with a short code and the reason; nothing else.
     """
     try:
-        pixels = decode(source, preprocessing.intensity)
+        return resize(torch.from_numpy(decode(source, preprocessing.intensity)), preprocessing)
     except ImageError:
         raise
     except FileNotFoundError:
@@ -45,7 +45,6 @@ def read_image(source: str | Path | bytes, preprocessing: Preprocessing) -> Tens
         raise ImageError("unreadable", "permission denied") from None
     except Exception as error:  # decoders raise anything on hostile bytes: one bad file must not stop a batch
         raise ImageError("unreadable", f"{type(error).__name__}: {error}") from None
-    return resize(torch.from_numpy(pixels), preprocessing)
 
 
 def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[np.float32]:
@@ -56,6 +55,7 @@ def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[n
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError("too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+        _refuse_silent_losses(image)
         mode = image.mode
         upright = ImageOps.exif_transpose(image)
         if mode in _INTEGER_MODES or mode == "F":
@@ -65,6 +65,15 @@ def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[n
     if intensity == "percentile":
         rgb = _window(rgb)
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))
+
+
+def _refuse_silent_losses(image: Image.Image) -> None:
+    """What Pillow would read without a word, but not whole."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise ImageError("multi-frame", f"holds {pages} images, expected one a file")
+    if image.mode not in _INTEGER_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        raise ImageError("unsupported", "16-bit colour would be cut to 8 bits; convert it to 8 bits or to gray")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from scrd_fast.config import ModelConfig, Objective, Precision, Preprocessing, Score, TeacherConfig
 from scrd_fast.data.reading import normalise
-from scrd_fast.errors import ScrdFastError
+from scrd_fast.errors import ScrdFastError, UnavailableError
 from scrd_fast.files import write_atomically
 from scrd_fast.model.blocks import Architecture, Bottleneck, ScaleAdaptation, Student
 from scrd_fast.model.objectives import objective_loss
-from scrd_fast.model.teacher import Teacher
+from scrd_fast.model.teacher import Teacher, load_safetensors
 from scrd_fast.ops import anomaly_map, contrastive_distance
 
 __all__ = ["SCRD", "Prediction"]
@@ -98,9 +98,14 @@ class SCRD(nn.Module):
         embedding = self.bottleneck(features)
         return self.student(embedding), self.scale_adaptation(embedding)
 
+    def _reconstruct_like(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """`reconstruct` in the features' dtype: under autocast a teacher may end in a layer that stays in float32."""
+        student, weights = self.reconstruct(features)
+        return [s.to(f.dtype) for s, f in zip(student, features, strict=True)], weights
+
     def forward(self, images: Tensor) -> Prediction:
         features = self.teacher(images)
-        student, weights = self.reconstruct(features)
+        student, weights = self._reconstruct_like(features)
         shape = (images.shape[2], images.shape[3])
         chosen = weights if self.config.map_weights else None
         top5 = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=0.05)
@@ -130,8 +135,7 @@ class SCRD(nn.Module):
             features = self.teacher(images if noisy is None else torch.cat([images, noisy]))
         clean = [f[:n] for f in features]
         distorted = None if noisy is None else [f[n:] for f in features]
-        student, weights = self.reconstruct(clean)
-        student = [s.to(c.dtype) for s, c in zip(student, clean, strict=True)]
+        student, weights = self._reconstruct_like(clean)
         d_clean, d_noisy = contrastive_distance(clean, distorted, student)
         return LossParts(objective_loss(self.config.objective, d_clean, d_noisy, weights), d_clean, d_noisy, weights)
 
@@ -157,18 +161,18 @@ class SCRD(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> SCRD:
         """Load a saved model in eval mode. Stops where the teacher's weights are not those it was trained with."""
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         config = _read_config(folder)
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ScrdFastError(f"{folder}: no model.safetensors; other formats are not read")
         named = config.teacher
-        teacher = Teacher(named.name, "random" if named.carried else named.source)
-        teacher.source = named.source
+        teacher = _teacher_of(named, folder)
         model = cls(config, teacher)
-        missing, unexpected = model.load_state_dict(load_file(weights), strict=False)
+        try:
+            missing, unexpected = model.load_state_dict(load_safetensors(weights), strict=False)
+        except RuntimeError as error:  # a wrong shape
+            raise ScrdFastError(f"{weights}: not the weights of this model: {' '.join(str(error).split())}") from None
         lacking = [k for k in missing if named.carried or not k.startswith("teacher.")]
         if lacking or unexpected:
             raise ScrdFastError(f"{weights}: not the weights of this model: {(lacking + unexpected)[0]} does not fit")
@@ -178,6 +182,18 @@ class SCRD(nn.Module):
                 f"trained with (SHA-256 {teacher.fingerprint()[:12]}, expected {named.sha256[:12]})"
             )
         return model.eval().to(device)
+
+
+def _teacher_of(named: TeacherConfig, folder: Path) -> Teacher:
+    try:
+        teacher = Teacher(named.name, "random" if named.carried else named.source)
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"{folder}: the model was trained with the {named.source} weights of {named.name}, which it does not "
+            f"carry and this machine does not have: {error}"
+        ) from None
+    teacher.source = named.source
+    return teacher
 
 
 def _read_config(folder: Path) -> ModelConfig:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError
 
-__all__ = ["FOUR_WAYS", "STRIDES", "Teacher", "load_tensors"]
+__all__ = ["FOUR_WAYS", "STRIDES", "Teacher", "conversion_command", "load_safetensors", "load_tensors"]
 
 STRIDES = (4, 8, 16)
 FOUR_WAYS = (
@@ -69,21 +71,39 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ScrdFastError(f"teacher weights: no file {path}; {FOUR_WAYS}")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return load_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ScrdFastError(
             f"{path}: refused, it is not a plain file of tensors ({type(error).__name__}). If you trust its "
-            f'source, convert it once: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path.name}', weights_only=False), '{path.stem}.safetensors')\""
+            f"source, convert it once: {conversion_command(path)}"
         ) from None
     state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ScrdFastError(f"{path}: expected a dictionary of tensors, got {type(state).__name__}")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ScrdFastError(f"{path}: damaged, or not a safetensors file ({error})") from None
+
+
+def conversion_command(path: Path) -> str:
+    """A shell command that brings the tensors of a pickled checkpoint, which it runs, into a safetensors file."""
+    code = (
+        "import sys, torch, safetensors.torch as s; x = torch.load(sys.argv[1], 'cpu', weights_only=False); "
+        "x = x.state_dict() if hasattr(x, 'state_dict') else x; x = x.get('state_dict', x.get('model', x)); "
+        "x = x.state_dict() if hasattr(x, 'state_dict') else x; "
+        "s.save_file({k: v.contiguous().clone() for k, v in x.items() if torch.is_tensor(v)}, sys.argv[2])"
+    )
+    return shlex.join(["python", "-c", code, str(path), str(path.with_suffix(".safetensors"))])
 
 
 def _timm() -> Any:
@@ -97,7 +117,7 @@ def _levels(name: str) -> tuple[int, ...]:
     """Which of the backbone's outputs lie at strides 4, 8 and 16."""
     timm = _timm()
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; close names: {', '.join(close)}" if close else ""
         raise ScrdFastError(f"teacher: timm has no model named {name!r}{hint}")
     try:

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["accumulator", "anomaly_map", "anomaly_map_backward", "blur_matrix", "interpolation_matrix"]
+from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
 
-
-def accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+__all__ = ["anomaly_map", "anomaly_map_backward", "blur_matrix", "interpolation_matrix"]
 
 
 def interpolation_matrix(source: int, target: int) -> Tensor:
@@ -48,25 +46,8 @@ def _axis(source: int, target: int, sigma: float, border: str, like: Tensor) -> 
     return matrix.to(device=like.device, dtype=accumulator(like))
 
 
-def _norm(x: Tensor, eps: float) -> Tensor:
-    """max(|x|, eps) over channels, [N, 1, H_k, W_k]."""
-    return x.square().sum(1, keepdim=True).clamp_min(eps * eps).sqrt()
-
-
-def _distance(x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """1 - cos over channels, [N, H_k, W_k]; each norm is clamped by eps on its own."""
-    x, y = x.to(accumulator(x)), y.to(accumulator(y))
-    return 1 - ((x * y).sum(1, keepdim=True) / (_norm(x, eps) * _norm(y, eps)))[:, 0]
-
-
 def _distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
-    """Gradient of `sum(grad * _distance(x, y))` with respect to x."""
-    a, b = x.to(accumulator(x)), y.to(accumulator(y))
-    norm_a, norm_b = _norm(a, eps), _norm(b, eps)
-    cosine = (a * b).sum(1, keepdim=True) / (norm_a * norm_b)
-    # Below eps the norm is a constant, so its own derivative vanishes.
-    shrink = torch.where(norm_a > eps, cosine / norm_a.square(), torch.zeros_like(cosine))
-    return (grad[:, None] * (shrink * a - b / (norm_a * norm_b))).to(x.dtype).contiguous()
+    return cosine_distance_grad(x, y, grad, eps).contiguous()
 
 
 def anomaly_map(
@@ -81,7 +62,7 @@ def anomaly_map(
     return_map: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    distances = [_distance(t, s, eps) for t, s in zip(teacher, student, strict=True)]
+    distances = [cosine_distance(t, s, eps) for t, s in zip(teacher, student, strict=True)]
     like = distances[0]  # each output that was not asked for is an empty tensor of its own
     if combine == "multiply":
         full = _separable(reduce(torch.mul, [_upsample(d, size) for d in distances]), size, sigma, border)
@@ -139,7 +120,7 @@ def anomaly_map_backward(
     grad = (grad_mean / (size[0] * size[1]))[:, None, None].expand(-1, *size)
     if grad_map is not None:
         grad = grad + grad_map[:, 0]
-    distances = [_distance(t, s, eps) for t, s in zip(teacher, student, strict=True)]
+    distances = [cosine_distance(t, s, eps) for t, s in zip(teacher, student, strict=True)]
     if combine == "multiply":
         to_distances = _product_grads(grad, distances, size, sigma, border)
     else:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops import _anomaly_map_reference as reference
-from scrd_fast.ops._anomaly_map_reference import accumulator
 from scrd_fast.ops._checks import check_choice, check_same_maps
+from scrd_fast.ops._cosine import accumulator
 from scrd_fast.ops._library import choose, define
 
 __all__ = ["AnomalyMap", "anomaly_map"]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
+from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
 from scrd_fast.ops._library import choose, define
 
 __all__ = ["contrastive_distance"]
@@ -68,26 +69,10 @@ def _check(clean: list[Tensor], noisy: list[Tensor] | None, student: list[Tensor
         raise ValueError(f"eps must be greater than 0, got {eps}")
 
 
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.to(_accumulator(x)).flatten(1)
-
-
-def _norm(x: Tensor, eps: float) -> Tensor:
-    """max(|x|, eps), [N, 1]. torch's `sum` adds in a tree, its `norm` one after the other: 1e-5 on large maps."""
-    return x.square().sum(1, keepdim=True).clamp_min(eps * eps).sqrt()
-
-
-def _cosine(x: Tensor, y: Tensor, eps: float) -> Tensor:
-    x, y = _flat(x), _flat(y)
-    return ((x * y).sum(1, keepdim=True) / (_norm(x, eps) * _norm(y, eps)))[:, 0]
-
-
 def _distances(teacher: list[Tensor], student: list[Tensor], eps: float) -> Tensor:
-    return torch.stack([1 - _cosine(t, s, eps) for t, s in zip(teacher, student, strict=True)], dim=1)
+    return torch.stack(
+        [cosine_distance(t.flatten(1), s.flatten(1), eps) for t, s in zip(teacher, student, strict=True)], dim=1
+    )
 
 
 def _reference(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
@@ -96,13 +81,7 @@ def _reference(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], 
 
 
 def _distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
-    """Gradient of `sum(grad * d(x, y))` with respect to x: -(y / (|x| |y|) - cos * x / |x|^2) * grad."""
-    a, b = _flat(x), _flat(y)
-    norm_a, norm_b = _norm(a, eps), _norm(b, eps)
-    cosine = (a * b).sum(1, keepdim=True) / (norm_a * norm_b)
-    # Below eps the norm is a constant, so its own derivative vanishes.
-    shrink = torch.where(norm_a > eps, cosine / norm_a.square(), torch.zeros_like(cosine))
-    return ((shrink * a - b / (norm_a * norm_b)) * grad[:, None].to(a.dtype)).view(x.shape).to(x.dtype)
+    return cosine_distance_grad(x.flatten(1), y.flatten(1), grad, eps).view(x.shape)
 
 
 def _reference_backward(
@@ -128,7 +107,7 @@ def _reference_backward(
 
 
 def _fake(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    n, dtype = student[0].shape[0], _accumulator(student[0])
+    n, dtype = student[0].shape[0], accumulator(student[0])
     d_clean = student[0].new_empty((n, len(student)), dtype=dtype)
     return d_clean, torch.empty_like(d_clean) if noisy else d_clean.new_empty(0)
 

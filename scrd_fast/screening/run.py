@@ -9,6 +9,7 @@ OUT/summary.json, run.json   counts, rates, and what was run
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -19,15 +20,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scrd_fast.calibration import map_range
 from scrd_fast.config import Precision, Strict
 from scrd_fast.console import Advance, Console
 from scrd_fast.errors import ImageError
 from scrd_fast.plots import overlay
-from scrd_fast.runs import begin, claim_folder, write_json
+from scrd_fast.runs import begin, claim_folder, finish, write_json
 from scrd_fast.screening.manifest import input_id, list_inputs, manifest_hash
 from scrd_fast.screening.screener import Screener, model_folder
-from scrd_fast.screening.writers import read_parts, row_of, write_part, write_worklist
+from scrd_fast.screening.writers import read_parts, row_of, worklist, write_part, write_worklist
 
 __all__ = ["ScreenSettings", "dry", "screen"]
 
@@ -49,7 +49,7 @@ class ScreenSettings(Strict):
 
 def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, settings: ScreenSettings) -> int:
     """Screen `inputs` into `out`, or go on where the same run was stopped. Returns the exit code."""
-    paths = list_inputs(inputs)
+    paths = list_inputs(inputs, out)
     screener = Screener.from_pretrained(
         run, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
     )
@@ -64,16 +64,21 @@ def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, setti
     }
     record = claim_folder(out, identity)
     begin(out, record)
+    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    console.detail(f"{screener.model.config.teacher.name} on {screener.device}, {len(paths)} images, run {run_id}")
     clock = time.perf_counter()
     with console.progress(len(paths), "images") as advance:
-        scored = _screen_shards(screener, paths, out / "results", settings.shard_size, advance)
+        scored = _screen_shards(screener, paths, out / "results", settings.shard_size, run_id, advance)
     seconds = time.perf_counter() - clock
     rows = read_parts(out / "results")
-    write_worklist(out / "worklist.csv", rows)
-    _write_overlays(screener, rows, out / "overlays", settings.overlays)
+    rows_by_rank = worklist(rows)
+    write_worklist(out / "worklist.csv", rows_by_rank)
+    originals = {input_id(path): path for path in paths}  # a row's path is a printable form
+    top = [originals[row["input_id"]] for row in rows_by_rank[: settings.overlays] if row["score"] is not None]
+    _write_overlays(screener, top, out / "overlays")
     summary = _summary(screener, run, rows, scored, seconds)
     write_json(out / "summary.json", summary)
-    write_json(out / "run.json", record | {"status": "finished", "summary": summary})
+    finish(out, record, summary=summary)
     console.log(f"{summary['images']} images: {_counts_text(summary)}")
     console.result(out / "worklist.csv", summary)
     failed = summary["status"].get("failed", 0)
@@ -83,10 +88,12 @@ def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, setti
     return 0
 
 
-def _screen_shards(screener: Screener, paths: Sequence[Path], results: Path, shard_size: int, advance: Advance) -> int:
+def _screen_shards(
+    screener: Screener, paths: Sequence[Path], results: Path, shard_size: int, run_id: str, advance: Advance
+) -> int:
     """Screen the shards that are not there yet; returns how many images that were."""
     results.mkdir(exist_ok=True)
-    score, run_id = screener.model.config.score, manifest_hash(paths)[:12]
+    score = screener.model.config.score
     scored = failed = 0
     for number, start in enumerate(range(0, len(paths), shard_size)):
         part = results / f"part-{number:06d}.parquet"
@@ -102,21 +109,16 @@ def _screen_shards(screener: Screener, paths: Sequence[Path], results: Path, sha
     return scored
 
 
-def _write_overlays(screener: Screener, rows: Sequence[dict[str, Any]], folder: Path, count: int) -> None:
+def _write_overlays(screener: Screener, paths: Sequence[Path], folder: Path) -> None:
     """Screen the most suspicious once more and draw them: maps of all images would fill the disk."""
-    ranked = sorted((r for r in rows if r["score"] is not None), key=lambda r: -r["score"])[:count]
-    results = [r for r in screener(Path(row["path"]) for row in ranked) if r.error is None]
-    if not results:
-        return
-    folder.mkdir(exist_ok=True)
     calibration = screener.calibration
-    if calibration is not None and calibration.map_low is not None and calibration.map_high is not None:
-        low, high = calibration.map_low, calibration.map_high
-    else:
-        low, high = map_range([result.scores["max"] for result in results])
-    for rank, result in enumerate(results, start=1):
-        assert result.image is not None  # for the type checker: there was no error
-        assert result.map is not None
+    low, high = (calibration.map_low, calibration.map_high) if calibration else (None, None)
+    for rank, result in enumerate(screener(paths), start=1):
+        if result.image is None or result.map is None:  # gone since it was scored
+            continue
+        if low is None or high is None:
+            low, high = 0.0, max(result.scores["max"], 1e-6)  # that of the most suspicious, which comes first
+        folder.mkdir(exist_ok=True)
         pixels = overlay(result.image.permute(1, 2, 0).numpy(), result.map.numpy(), low, high)
         Image.fromarray(np.asarray(pixels)).save(folder / f"{rank:03d}-{input_id(result.path)}.png")
 

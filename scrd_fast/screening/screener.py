@@ -17,10 +17,12 @@ from torch import Tensor
 from scrd_fast.calibration import Calibration
 from scrd_fast.config import Precision
 from scrd_fast.data.reading import read_image
-from scrd_fast.errors import ImageError, ScrdFastError, UnavailableError
+from scrd_fast.device import pick_device
+from scrd_fast.errors import ImageError, ScrdFastError
+from scrd_fast.files import nearest
 from scrd_fast.model.scrd import SCRD
 
-__all__ = ["Screened", "Screener", "pick_device"]
+__all__ = ["Screened", "Screener", "model_folder"]
 
 READERS = 4  # threads; decoding and resizing release the interpreter's lock
 AHEAD = 2  # batches that are read while the model works
@@ -145,17 +147,6 @@ def model_folder(run: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if not run.exists():
-        raise ScrdFastError(f"{run}: no such folder")
+        raise ScrdFastError(f"{run}: no such folder{nearest(run)}")
     hint = "; its training is not finished, repeat the train command" if (run / "checkpoints").is_dir() else ""
     raise ScrdFastError(f"{run}: no model there{hint}")
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises `UnavailableError` for a GPU that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        why = "no GPU is seen" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
-        raise UnavailableError(f"device cuda: {why}")
-    return device

@@ -16,7 +16,7 @@ from scrd_fast.files import write_atomically
 from scrd_fast.screening.manifest import input_id
 from scrd_fast.screening.screener import Screened
 
-__all__ = ["SCHEMA", "read_parts", "row_of", "write_part", "write_worklist"]
+__all__ = ["SCHEMA", "read_parts", "row_of", "worklist", "write_part", "write_worklist"]
 
 SCHEMA = pa.schema(
     [
@@ -67,14 +67,18 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_worklist(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def worklist(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The most suspicious first, then what could not be read."""
 
     def order(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         return row["score"] is None, -(row["score"] or 0.0), row["path"]
 
+    return sorted(rows, key=order)
+
+
+def write_worklist(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, _WORKLIST, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(sorted(rows, key=order))
+    writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
