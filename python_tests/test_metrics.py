@@ -254,5 +254,5 @@ def test_wrong_image_arguments(labels: list[int], scores: list[float], text: str
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed.*scrd_fast\[model\]"):
+    with pytest.raises(MissingExtraError, match=r"scikit-learn is not installed.*\[model\] extra"):
         image_metrics([0, 1], [0.0, 1.0])

@@ -199,7 +199,7 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     plots._colour_table.cache_clear()
     for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed.*scrd_fast\[model\]"):
+    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed.*\[model\] extra"):
         overlay(grey(), np.zeros((3, 4)), 0.0, 1.0)
     with pytest.raises(MissingExtraError, match="matplotlib is not installed"):
         draw_roc(tmp_path / "a.png", np.zeros(2), np.zeros(2), "x")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from scrd_fast.calibration import Calibration
-from scrd_fast.config import SCORES
+from scrd_fast.config import SCORES, Precision
 from scrd_fast.data.datasets import DataSet
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
 from scrd_fast.data.reading import normalise
@@ -62,6 +62,7 @@ def train(
     `on_step` gets the iteration, the loss and the rate after each step that is logged. Raises `DataError` for
     unusable images (all of them listed, before training begins) and `Interrupted` after SIGINT or SIGTERM.
     """
+    device = pick_device(settings.device)
     data.require(train=True, test=False)
     hashes = content_hashes([item.path for item in data.train])
     train_part, held_out = split_calibration(hashes, settings.calibration_fraction)
@@ -77,7 +78,7 @@ def train(
     log(f"reading {len(store)} images")
     store.check(data.root)
     run.begin()  # only now, so that a mistake above leaves no folder behind
-    loop = _Loop(_fabric(settings), model, store, train_part, settings, run)
+    loop = _Loop(_fabric(device, settings.precision), model, store, train_part, settings, run)
     with _stop_requests() as stop:
         loop.run(stop, on_step, log)
     log(f"calibrating on {len(held_out)} held-out normal images")
@@ -261,14 +262,13 @@ def _warn_of_copies(data: DataSet, hashes: list[str], log: Callable[[str], None]
         log(f"warning: {copies} test images are copies of training images under other names; results will flatter")
 
 
-def _fabric(settings: TrainSettings) -> Any:
+def _fabric(device: torch.device, precision: Precision) -> Any:
     try:
         fabric_module = importlib.import_module("lightning_fabric")
     except ImportError:
         raise MissingExtraError("lightning-fabric", "model") from None
-    precision = {"32": "32-true", "bf16": "bf16-mixed"}[settings.precision]
-    device = pick_device(settings.device)
-    fabric = fabric_module.Fabric(accelerator=device.type, devices=1, precision=precision)
+    names = {"32": "32-true", "bf16": "bf16-mixed"}
+    fabric = fabric_module.Fabric(accelerator=device.type, devices=1, precision=names[precision])
     fabric.launch()
     return fabric
 

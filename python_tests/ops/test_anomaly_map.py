@@ -149,6 +149,20 @@ def test_opcheck(combine: str, border: str, top: float | None, return_map: bool)
     torch.library.opcheck(torch.ops.scrd_fast.anomaly_map, arguments)
 
 
+def test_autocast_does_not_lower_the_precision() -> None:
+    torch.manual_seed(8)
+    teacher, student = torch.randn(2, 8, 16, 16), torch.randn(2, 8, 16, 16, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            result = anomaly_map([teacher], [student], None, (64, 64))
+        assert result.map is not None
+        (gradient,) = torch.autograd.grad(result.map.square().sum(), student)
+        results.append((result.map, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
 def test_compiles_into_one_graph() -> None:
     teacher, student = [torch.randn(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]
     compiled = torch.compile(anomaly_map, fullgraph=True, backend="aot_eager")

@@ -90,7 +90,12 @@ def _separable(distance: Tensor, size: list[int], sigma: float, border: str) -> 
     """A_k M_k B_k^T, [N, H, W]."""
     rows = _axis(distance.shape[1], size[0], sigma, border, distance)
     columns = _axis(distance.shape[2], size[1], sigma, border, distance)
-    return rows @ distance @ columns.T
+    return _product(rows, distance, columns.T)
+
+
+def _product(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply in bf16
+        return rows @ x @ columns
 
 
 def _mean_score(distances: list[Tensor], weights: Tensor | None, size: list[int], sigma: float, border: str) -> Tensor:
@@ -139,7 +144,7 @@ def _separable_grad(grad: Tensor, distance: Tensor, sigma: float, border: str) -
     """A_k^T G B_k, [N, H_k, W_k]."""
     rows = _axis(distance.shape[1], grad.shape[1], sigma, border, distance)
     columns = _axis(distance.shape[2], grad.shape[2], sigma, border, distance)
-    return rows.T @ grad @ columns
+    return _product(rows.T, grad, columns)
 
 
 def _product_grads(grad: Tensor, distances: list[Tensor], size: list[int], sigma: float, border: str) -> list[Tensor]:
