@@ -100,18 +100,9 @@ def test_a_stopped_run_goes_on_to_the_same_result(tree: Path, tmp_path: Path, st
 
 def test_a_killed_run_goes_on_to_the_same_result(tree: Path, tmp_path: Path) -> None:
     """SIGKILL leaves no time to save: the run goes on from the last checkpoint, and drops the metrics after it."""
-    command = [
-        sys.executable,
-        "-m",
-        "scrd_fast",
-        "train",
-        str(tree),
-        "--out",
-        str(tmp_path / "cut"),
-        *TRAIN_FLAGS,
-    ]
-    flags = ["--iterations", "16", "--checkpoint-every", "3", "-q"]
-    process = subprocess.Popen([*command, *flags])
+    flags = [*TRAIN_FLAGS, "--iterations", "16", "--checkpoint-every", "3"]
+    cut = ["train", str(tree), "--out", str(tmp_path / "cut"), *flags]
+    process = subprocess.Popen([sys.executable, "-m", "scrd_fast", *cut, "-q"])
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "cut" / "checkpoints").glob("*"))) < 1 or len(curve(tmp_path / "cut")) < 4:
         assert process.poll() is None
