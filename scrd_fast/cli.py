@@ -8,12 +8,12 @@ Exit codes: 0 done; 1 done, but a bound was exceeded; 2 usage, settings or input
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from scrd_fast.choices import Device, Fit, Intensity, Objective, Precision, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.verbs import run, verb
 
@@ -30,51 +30,10 @@ app = typer.Typer(
 )
 
 
-class Objective(str, Enum):
-    authors = "authors"
-    paper = "paper"
-    rd4ad = "rd4ad"
-    scrd = "scrd"
-
-
-class Score(str, Enum):
-    mean = "mean"
-    max = "max"
-    top1 = "top1"
-    top5 = "top5"
-
-
-class Switch(str, Enum):
-    on = "on"
-    off = "off"
-
-
-class Precision(str, Enum):
-    full = "32"
-    bf16 = "bf16"
-
-
-class DeviceName(str, Enum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Fit(str, Enum):
-    stretch = "stretch"
-    pad = "pad"
-
-
-class Intensity(str, Enum):
-    auto = "auto"
-    range = "range"
-    percentile = "percentile"
-
-
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results: new, empty, or of the same run.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` wrote.")]
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data set: data.json, folder tree, or ISIC table.")]
-Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at once.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="32 or bf16 (autocast).")]
 
@@ -100,22 +59,22 @@ def train(
     out: Out,
     teacher: Annotated[str, typer.Option(help="timm name of a CNN.")] = "wide_resnet50_2",
     teacher_weights: Annotated[str, typer.Option(help="pretrained, random, package, or a file.")] = "pretrained",
-    objective: Annotated[Objective, typer.Option(help="Training objective.")] = Objective.scrd,
-    score: Annotated[Score, typer.Option(help="Image score, stored with the model.")] = Score.top5,
+    objective: Annotated[Objective, typer.Option(help="Training objective.")] = "scrd",
+    score: Annotated[Score, typer.Option(help="Image score, stored with the model.")] = "top5",
     map_weights: Annotated[
         Switch | None,
         typer.Option(help="Weight the maps by scale; default: where the objective trains them."),
     ] = None,
     size: Annotated[int, typer.Option(help="Image size in pixels, a multiple of 32.")] = 256,
-    fit: Annotated[Fit, typer.Option(help="stretch to a square, or pad to one.")] = Fit.stretch,
-    intensity: Annotated[Intensity, typer.Option(help="How pixels become 0 to 1.")] = Intensity.auto,
+    fit: Annotated[Fit, typer.Option(help="stretch to a square, or pad to one.")] = "stretch",
+    intensity: Annotated[Intensity, typer.Option(help="How pixels become 0 to 1.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
     iterations: Annotated[int, typer.Option(help="Steps.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Fixes weights, order and noise.")] = 0,
     strength: Annotated[float, typer.Option(help="Strength of the synthetic anomalies.")] = 0.2,
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
-    precision: PrecisionOption = Precision.full,
-    device: Device = DeviceName.auto,
+    precision: PrecisionOption = "32",
+    device: DeviceOption = "auto",
     calibration_fraction: Annotated[float, typer.Option(help="Share of the normals that calibrates.")] = 0.1,
     log_every: Annotated[int, typer.Option(help="Iterations between two lines of metrics.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Iterations between two checkpoints.")] = 500,
@@ -125,7 +84,7 @@ def train(
     from scrd_fast.commands import train as command
 
     settings = {
-        name: value.value if isinstance(value, Enum) else value
+        name: value
         for name, value in locals().items()
         if name not in ("console", "data", "out", "command", "map_weights")
     }
@@ -140,14 +99,14 @@ def evaluate(
     data: Data,
     out: Out,
     batch_size: BatchSize = 16,
-    precision: PrecisionOption = Precision.full,
-    device: Device = DeviceName.auto,
+    precision: PrecisionOption = "32",
+    device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the bootstrap intervals.")] = 0,
 ) -> None:
     """Measure a model on the labelled test images of DATA: metrics.json, scores.csv and plots."""
     from scrd_fast.commands import evaluate as command
 
-    command(console, run, data, out, batch_size, precision.value, device.value, seed)
+    command(console, run, data, out, batch_size, precision, device, seed)
 
 
 @app.command()
@@ -158,13 +117,13 @@ def calibrate(
     normals: Annotated[list[Path], typer.Argument(metavar="NORMALS...", help="Normal images, files or folders.")],
     fpr: Annotated[float, typer.Option("--fpr", min=1e-6, max=0.5, help="Target rate of false alarms.")] = 0.05,
     batch_size: BatchSize = 16,
-    precision: PrecisionOption = Precision.full,
-    device: Device = DeviceName.auto,
+    precision: PrecisionOption = "32",
+    device: DeviceOption = "auto",
 ) -> None:
     """Set threshold and percentiles from normal images of your own site."""
     from scrd_fast.commands import calibrate as command
 
-    command(console, run, normals, fpr, batch_size, precision.value, device.value)
+    command(console, run, normals, fpr, batch_size, precision, device)
 
 
 @app.command()
@@ -175,8 +134,8 @@ def screen(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images: files or folders.")],
     out: Out,
     batch_size: BatchSize = 16,
-    precision: PrecisionOption = Precision.full,
-    device: Device = DeviceName.auto,
+    precision: PrecisionOption = "32",
+    device: DeviceOption = "auto",
     shard_size: Annotated[int, typer.Option(min=1, help="Inputs that are committed together.")] = 1000,
     overlays: Annotated[int, typer.Option(min=0, help="Overlays of the most suspicious images.")] = 20,
     max_failures: Annotated[float, typer.Option(min=0, max=1, help="Share of failed files that is too much.")] = 0.05,
@@ -187,8 +146,8 @@ def screen(
 
     settings = ScreenSettings(
         batch_size=batch_size,
-        precision=precision.value,
-        device=device.value,
+        precision=precision,
+        device=device,
         shard_size=shard_size,
         overlays=overlays,
         max_failures=max_failures,

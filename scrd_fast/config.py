@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from scrd_fast.choices import Fit, Intensity, Objective, Precision, Score
+
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -20,9 +22,6 @@ __all__ = [
     "check_map_weights",
 ]
 
-Objective = Literal["authors", "paper", "rd4ad", "scrd"]
-Score = Literal["mean", "max", "top1", "top5"]
-Precision = Literal["32", "bf16"]
 SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,8 +47,8 @@ class Preprocessing(Strict):
     """
 
     size: Annotated[int, Field(ge=32, le=4096)] = 256  # pixels, height and width
-    fit: Literal["stretch", "pad"] = "stretch"
-    intensity: Literal["auto", "range", "percentile"] = "auto"
+    fit: Fit = "stretch"
+    intensity: Intensity = "auto"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 

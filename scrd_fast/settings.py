@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from scrd_fast.config import Objective, Precision, Preprocessing, Score, Strict, check_map_weights
+from scrd_fast.choices import Device, Fit, Intensity, Objective, Precision, Score
+from scrd_fast.config import Preprocessing, Strict, check_map_weights
 
-__all__ = ["Device", "TrainSettings"]
-
-Device = Literal["auto", "cpu", "cuda"]
+__all__ = ["TrainSettings"]
 
 
 class TrainSettings(Strict):
@@ -23,8 +22,8 @@ class TrainSettings(Strict):
     score: Score = "top5"
     map_weights: bool | None = None  # None: on exactly where the objective trains the scale weights
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 256  # pixels
-    fit: Literal["stretch", "pad"] = "stretch"
-    intensity: Literal["auto", "range", "percentile"] = "auto"
+    fit: Fit = "stretch"
+    intensity: Intensity = "auto"
     batch_size: Annotated[int, Field(ge=2)] = 16  # batch-norm needs two
     iterations: Annotated[int, Field(ge=1)] = 40_000
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -9,7 +9,6 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,8 +102,6 @@ def _print(arguments: dict[str, Any]) -> None:
     import yaml
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Enum):
-            return value.value
         if isinstance(value, (list, tuple)):
             return [plain(v) for v in value]
         return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that a setting can take: one list for the stored config, the settings and the command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Device", "Fit", "Intensity", "Objective", "Precision", "Score", "Switch"]
+
+Objective = Literal["authors", "paper", "rd4ad", "scrd"]
+Score = Literal["mean", "max", "top1", "top5"]
+Precision = Literal["32", "bf16"]
+Device = Literal["auto", "cpu", "cuda"]
+Fit = Literal["stretch", "pad"]
+Intensity = Literal["auto", "range", "percentile"]
+Switch = Literal["on", "off"]
