@@ -16,9 +16,10 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
-    # All arithmetic is float64 and only the result is rounded: half a unit in the last place of float32.
-    # The float64 sums of about 60 terms below 10 differ by their order, 60 * 10 * 2^-53 = 7e-14.
-    ("simplex_noise", torch.float32): Tolerance(rtol=2.0**-24, atol=1e-12),
+    # Which vertices contribute is decided in float64 exactly as the package decides it, so there is no band of ties.
+    # What they add is summed in float32: six octaves of 24 products each, of a sum below 2.4, lose
+    # sqrt(144) * 2^-24 * 2.4 = 1.7e-6 where the errors are independent; seen: 8e-7.
+    ("simplex_noise", torch.float32): Tolerance(rtol=0.0, atol=3e-6),
     # Sums of up to 2,048 products in float32, against float64 on the same inputs: blocked sums lose about
     # sqrt(2048) * 2^-24 = 3e-6 of a norm, and the cosine of unit vectors is absolute.
     ("anomaly_map", torch.float32): Tolerance(rtol=1e-5, atol=1e-5),
@@ -31,9 +32,9 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     # float64 throughout: sums of up to 2,048 terms, 2048 * 2^-53 = 2e-13.
     ("anomaly_map", torch.float64): Tolerance(rtol=1e-12, atol=1e-12),
     ("contrastive_distance", torch.float64): Tolerance(rtol=1e-12, atol=1e-12),
-    # One rounding of the sum to the images' type; float32 noise in float64 images is the noise's own rounding.
-    ("synthesize_anomalies", torch.float64): Tolerance(rtol=2.0**-23, atol=1e-7),
-    ("synthesize_anomalies", torch.float32): Tolerance(rtol=2.0**-23, atol=1e-7),
-    ("synthesize_anomalies", torch.float16): Tolerance(rtol=2.0**-11, atol=1e-7),
-    ("synthesize_anomalies", torch.bfloat16): Tolerance(rtol=2.0**-8, atol=1e-7),
+    # 0.2 times the noise, divided by a standard deviation of 0.22 at least, and one rounding to the images' type.
+    ("synthesize_anomalies", torch.float64): Tolerance(rtol=2.0**-23, atol=3e-6),
+    ("synthesize_anomalies", torch.float32): Tolerance(rtol=2.0**-23, atol=3e-6),
+    ("synthesize_anomalies", torch.float16): Tolerance(rtol=2.0**-11, atol=3e-6),
+    ("synthesize_anomalies", torch.bfloat16): Tolerance(rtol=2.0**-8, atol=3e-6),
 }

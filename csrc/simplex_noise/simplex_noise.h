@@ -1,182 +1,233 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fractal OpenSimplex noise (Kurt Spencer's algorithm of 2014) in three dimensions: the arithmetic of one
-// point.
+// Fractal simplex noise in three dimensions: the arithmetic of one point, for OpenSimplex noise (Kurt
+// Spencer's algorithm of 2014). The variant without a table stands in hashed_noise.h.
 //
 // Space is cut into lattice cells, stretched cubes whose corners are numbered by three bits (1 = x, 2 = y, 4
 // = z). A cell has three regions: the tetrahedra at its corners 000 and 111 and the octahedron between them.
 // A point sums the contributions of its region's corners and of two extra vertices outside the region. All of
 // them lie at small integer offsets from the cell's origin, and the displacement from the vertex at `offset`
 // is
-//     d = d0 - offset - sum(offset) * kSquish.
+//     d = fraction + sum(fraction) / 3 - offset - sum(offset) / 3.
 //
-// Decisions are made in double and in the published order of operations, without fused multiply-add: points
-// that fall exactly between two regions are common on a pixel grid.
+// Which vertices contribute is decided in double and in the published order of operations, and must be
+// compiled without fused multiply-add: points that fall exactly between two regions are common on a pixel
+// grid, and there the rounding of the published algorithm decides. What the vertices add is float.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "common/host_device.h"
 
 namespace scrd::simplex {
 
-constexpr int kEntries = 256;  // length of a permutation
-constexpr double kStretch = -1.0 / 6;
-constexpr double kSquish = 1.0 / 3;
-constexpr double kNorm = 103;  // brings one octave into about [-1, 1]
-
-SCRD_HOST_DEVICE inline uint64_t next_state(uint64_t state) {
-  return state * 6364136223846793005u + 1442695040888963407u;
-}
-
-/// The permutation of 0..255 that stands for a seed.
-SCRD_HOST_DEVICE inline void build_permutation(int64_t seed, uint8_t* permutation) {
-  uint8_t source[kEntries];
-  for (int i = 0; i < kEntries; ++i) source[i] = static_cast<uint8_t>(i);
-  uint64_t state = next_state(next_state(next_state(static_cast<uint64_t>(seed))));
-  for (int n = kEntries; n > 0; --n) {
-    state = next_state(state);
-    int draw = static_cast<int>(static_cast<int64_t>(state) % n);  // in (-n, n); state + 31 could overflow
-    draw = (draw + n + 31) % n;
-    permutation[n - 1] = source[draw];
-    source[draw] = source[n - 1];
-  }
-}
-
-/// A vertex beside the cell's origin: 1 on the axes in `ones`, and `sign` more on the axes in `shift`.
-struct Vertex {
-  int ones, shift, sign;
-  SCRD_HOST_DEVICE int along(int axis) const {
-    return ((ones & axis) != 0 ? 1 : 0) + ((shift & axis) != 0 ? sign : 0);
-  }
-  SCRD_HOST_DEVICE Vertex mirrored() const { return {7 - ones, shift, -sign}; }  // offset -> 1 - offset
-};
-
-/// The vertices that contribute: bit m of `corners` stands for the cell's corner m.
-struct Region {
-  int corners;
-  Vertex extra[2];
-};
-
-/// The tetrahedron at corner 000. Larger scores are closer: x, y, z score the neighbours along the axes.
-SCRD_HOST_DEVICE inline Region tetrahedron(double x, double y, double z, double origin) {
-  constexpr int kCorners = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4;
-  int a = 1, b = 2;  // the two closest of the three neighbours
-  if (x >= y && z > y) {
-    y = z;
-    b = 4;
-  } else if (x < y && z > x) {
-    x = z;
-    a = 4;
-  }
-  if (origin > x || origin > y) {
-    const int closest = y > x ? b : a;
-    const int other = closest == 1 ? 2 : 1;
-    return {kCorners, {{closest, other, -1}, {closest, 7 - closest - other, -1}}};
-  }
-  return {kCorners, {{a | b, 0, 0}, {a | b, 7 - (a | b), -1}}};
-}
-
-/// One of the octahedron's three pairs of opposite corners: `axis` (near 000) against the other two axes
-/// (far).
-struct Pair {
-  int axis;
-  bool far;
-  double score;
-  SCRD_HOST_DEVICE Pair(int axis_, double sum) : axis(axis_), far(sum > 1), score(fabs(sum - 1)) {}
-};
-
-SCRD_HOST_DEVICE inline Region octahedron(double x, double y, double z) {
-  constexpr int kCorners = 0x7e;  // all but 000 and 111
-  Pair a(4, x + y), b(2, x + z);
-  const Pair c(1, y + z);
-  if (a.score <= b.score) {
-    if (a.score < c.score) a = c;
-  } else if (b.score < c.score) {
-    b = c;
-  }
-  if (a.far != b.far) {
-    const int far = a.far ? a.axis : b.axis, near = a.far ? b.axis : a.axis;
-    return {kCorners, {{7 - far, far, -1}, {near, near, 1}}};
-  }
-  const int third = 7 - a.axis - b.axis;
-  const Vertex corner{7, 0, 0}, beyond{third, third, 1};
-  if (a.far) return {kCorners, {corner, beyond}};
-  return {kCorners, {corner.mirrored(), beyond.mirrored()}};
-}
-
-/// The region of the point (x, y, z) of the unit cube that a cell becomes when it is stretched.
-SCRD_HOST_DEVICE inline Region find_region(double x, double y, double z) {
-  const double sum = x + y + z;
-  if (sum <= 1) return tetrahedron(x, y, z, 1 - sum);
-  if (sum < 2) return octahedron(x, y, z);
-  const Region region =
-      tetrahedron(-x, -y, -z, sum - 3);  // corner 111, seen as corner 000 of the mirrored cell
-  return {1 << 3 | 1 << 5 | 1 << 6 | 1 << 7, {region.extra[0].mirrored(), region.extra[1].mirrored()}};
-}
-
-/// Where a point lies: its cell's origin, and its displacement from there.
-struct Place {
-  int64_t cell_x, cell_y, cell_z;
-  double x, y, z;
-};
-
-/// Product of the displacement and the vertex's gradient, one of the 24 vectors (+-11, +-4, +-4) and its
-/// turns.
-SCRD_HOST_DEVICE inline double along_gradient(int gradient, double x, double y, double z) {
-  const int longest = gradient % 3, signs = gradient / 3;
-  const double gx = (longest == 0 ? 11 : 4) * ((signs & 1) != 0 ? 1 : -1);
-  const double gy = (longest == 1 ? 11 : 4) * ((signs & 2) != 0 ? -1 : 1);
-  const double gz = (longest == 2 ? 11 : 4) * ((signs & 4) != 0 ? -1 : 1);
-  return gx * x + gy * y + gz * z;
-}
-
-SCRD_HOST_DEVICE inline double contribution(const uint8_t* permutation, const Place& place,
-                                            const Vertex& vertex) {
-  const int i = vertex.along(1), j = vertex.along(2), k = vertex.along(4);
-  const double squish = (i + j + k) * kSquish;
-  const double x = place.x - i - squish, y = place.y - j - squish, z = place.z - k - squish;
-  double attenuation = 2 - x * x - y * y - z * z;
-  if (attenuation <= 0) return 0;
-  attenuation *= attenuation;
-  int entry = permutation[(place.cell_x + i) & 255];
-  entry = permutation[(entry + place.cell_y + j) & 255];
-  entry = permutation[(entry + place.cell_z + k) & 255];
-  return attenuation * attenuation * along_gradient(entry % 24, x, y, z);
-}
-
-/// One octave.
-SCRD_HOST_DEVICE inline double noise(const uint8_t* permutation, double x, double y, double z) {
-  const double stretch = (x + y + z) * kStretch;
-  const double xs = x + stretch, ys = y + stretch, zs = z + stretch;
-  const double xb = floor(xs), yb = floor(ys), zb = floor(zs);
-  const double squish = (xb + yb + zb) * kSquish;
-  const Place place{static_cast<int64_t>(xb), static_cast<int64_t>(yb), static_cast<int64_t>(zb),
-                    x - (xb + squish),        y - (yb + squish),        z - (zb + squish)};
-  const Region region = find_region(xs - xb, ys - yb, zs - zb);
-  double value = 0;
-  for (int corner = 0; corner < 8; ++corner) {
-    if ((region.corners >> corner & 1) != 0) value += contribution(permutation, place, {corner, 0, 0});
-  }
-  for (const Vertex& vertex : region.extra) value += contribution(permutation, place, vertex);
-  return value / kNorm;
-}
+enum class Variant { kOpenSimplex, kHashed };
 
 struct Fractal {
   int64_t octaves;
   double persistence, frequency;
 };
 
-/// The sum of all octaves at pixel w of row h of slice d.
-SCRD_HOST_DEVICE inline float fractal_noise(const uint8_t* permutation, const Fractal& fractal, int64_t d,
-                                            int64_t h, int64_t w) {
-  double value = 0, amplitude = 1, frequency = fractal.frequency;
-  for (int64_t octave = 0; octave < fractal.octaves; ++octave) {
-    value += amplitude * noise(permutation, w * frequency, h * frequency, d * frequency);
-    amplitude *= fractal.persistence;
-    frequency *= 2;
-  }
-  return static_cast<float>(value);
+constexpr int kEntries = 256;  // length of a permutation
+constexpr int kCodes = 64;     // values of `region_code`
+constexpr int kVertices = 8;   // no more contribute to a point
+constexpr float kNorm = 103;   // brings one octave into about [-1, 1]
+
+inline namespace SCRD_ISA {
+
+// -------------------------------------------------------------------------------------------------
+// permutation
+
+/// The random numbers of a shuffle are those of this generator from its fourth state on.
+SCRD_HOST_DEVICE inline uint64_t next_state(uint64_t state) {
+  return state * 6364136223846793005u + 1442695040888963407u;
 }
 
+constexpr int kWarmUp = 3;
+
+/// Which of the first n entries goes to place n - 1.
+SCRD_HOST_DEVICE inline int draw_entry(uint64_t state, int n) {
+  const int remainder =
+      static_cast<int>(static_cast<int64_t>(state) % n);  // in (-n, n); state + 31 could overflow
+  return (remainder + n + 31) % n;
+}
+
+/// The permutation of 0..255 that stands for a seed.
+inline void build_permutation(int64_t seed, uint8_t* permutation) {
+  uint8_t source[kEntries];
+  for (int i = 0; i < kEntries; ++i) source[i] = static_cast<uint8_t>(i);
+  uint64_t state = static_cast<uint64_t>(seed);
+  for (int i = 0; i < kWarmUp; ++i) state = next_state(state);
+  for (int n = kEntries; n > 0; --n) {
+    state = next_state(state);
+    const int draw = draw_entry(state, n);
+    permutation[n - 1] = source[draw];
+    source[draw] = source[n - 1];
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// gradients
+
+/// The gradient at a vertex whose hash is `entry`, one of (+-11, +-4, +-4) and its turns: the axis of the 11
+/// in bits 0 and 1, the signs of x, y, z in bits 2 to 4.
+SCRD_HOST_DEVICE constexpr uint8_t gradient_code(int entry) {
+  const int gradient = entry % 24;
+  return static_cast<uint8_t>(gradient % 3 | (gradient / 3 ^ 1) << 2);
+}
+
+/// Product of a displacement and a gradient.
+SCRD_HOST_DEVICE constexpr float along_gradient(int code, float x, float y, float z) {
+  x = (code & 4) != 0 ? -x : x;
+  y = (code & 8) != 0 ? -y : y;
+  z = (code & 16) != 0 ? -z : z;
+  const float longest = (code & 3) == 0 ? x : (code & 3) == 1 ? y : z;
+  return 4 * (x + y + z) + 7 * longest;
+}
+
+// -----------------------------------------------------------------------------------------------------
+// regions
+
+/// A vertex beside the cell's origin: 1 on the axes in `ones`, and `sign` more on the axes in `shift`.
+struct Vertex {
+  int ones, shift, sign;
+  SCRD_HOST_DEVICE constexpr int along(int axis) const {
+    return ((ones & axis) != 0 ? 1 : 0) + ((shift & axis) != 0 ? sign : 0);
+  }
+  SCRD_HOST_DEVICE constexpr Vertex mirrored() const {
+    return {7 - ones, shift, -sign};
+  }  // offset -> 1 - offset
+};
+
+/// Decisions about a point (x, y, z) of the unit cube that a cell becomes when it is stretched, as six bits.
+/// Plain choices between values and no branches, so that compilers make vector code of it.
+/// Octahedron, bit 5 set: which of the sums x + y, x + z, y + z exceed 1 (bits 0 to 2), and whether the third
+/// sum replaces the first (bit 3) or the second (bit 4) as one of the two closest to 1. Tetrahedra: which of
+/// the two closest corners z replaces (bits 0, 1), which is the closer (bit 2), whether the tetrahedron's own
+/// corner is closer than one of them (bit 3), and which tetrahedron it is (bit 4).
+SCRD_HOST_DEVICE inline int64_t region_code(double x, double y, double z) {
+  const double sum = x + y + z;
+  const double mirror = sum >= 2 ? -1 : 1;  // corner 111 is seen as corner 000 of the mirrored cell
+  const double tx = x * mirror, ty = y * mirror, tz = z * mirror;
+  const double origin = sum >= 2 ? sum - 3 : 1 - sum;
+  const int64_t x_first = tx >= ty ? 1 : 0;
+  const int64_t z_for_y = tz > ty ? x_first : 0, z_for_x = tz > tx ? 1 - x_first : 0;
+  const double a = z_for_x != 0 ? tz : tx, b = z_for_y != 0 ? tz : ty;
+  const double farther = a < b ? a : b;
+  const int64_t tetrahedron =
+      z_for_y + 2 * z_for_x + (b > a ? 4 : 0) + (origin > farther ? 8 : 0) + (sum >= 2 ? 16 : 0);
+
+  const double xy = x + y, xz = x + z, yz = y + z;
+  const double xy_far = fabs(xy - 1), xz_far = fabs(xz - 1), yz_far = fabs(yz - 1);
+  const int64_t xy_first = xy_far <= xz_far ? 1 : 0;
+  const int64_t octahedron = 32 + (xy > 1 ? 1 : 0) + (xz > 1 ? 2 : 0) + (yz > 1 ? 4 : 0) +
+                             (xy_far < yz_far ? 8 * xy_first : 0) +
+                             (xz_far < yz_far ? 16 - 16 * xy_first : 0);
+  return sum <= 1 || sum >= 2 ? tetrahedron : octahedron;
+}
+
+/// The two extra vertices of the tetrahedron at corner 000.
+SCRD_HOST_DEVICE constexpr void tetrahedron_extras(int code, Vertex* extras) {
+  const int a = (code & 3) == 2 ? 4 : 1,
+            b = (code & 1) != 0 ? 4 : 2;  // the two closest of the three neighbours
+  if ((code & 8) != 0) {
+    const int closest = (code & 4) != 0 ? b : a, other = closest == 1 ? 2 : 1;
+    extras[0] = {closest, other, -1};
+    extras[1] = {closest, 7 - closest - other, -1};
+  } else {
+    extras[0] = {a | b, 0, 0};
+    extras[1] = {a | b, 7 - (a | b), -1};
+  }
+}
+
+/// The two extra vertices of the octahedron, from the two of its three pairs of opposite corners that are
+/// closest: the corner on one axis (near 000) against that on the two others (far).
+SCRD_HOST_DEVICE constexpr void octahedron_extras(int code, Vertex* extras) {
+  int a = 4, b = 2;
+  bool a_far = (code & 1) != 0, b_far = (code & 2) != 0;
+  if ((code & 8) != 0) {
+    a = 1;
+    a_far = (code & 4) != 0;
+  } else if ((code & 16) != 0) {
+    b = 1;
+    b_far = (code & 4) != 0;
+  }
+  if (a_far != b_far) {
+    const int far = a_far ? a : b, near = a_far ? b : a;
+    extras[0] = {7 - far, far, -1};
+    extras[1] = {near, near, 1};
+  } else {
+    const int third = 7 - a - b;
+    const Vertex corner{7, 0, 0}, beyond{third, third, 1};
+    extras[0] = a_far ? corner : corner.mirrored();
+    extras[1] = a_far ? beyond : beyond.mirrored();
+  }
+}
+
+/// The vertices that contribute in a region: six bits each, offset + 1 along x, y and z. A vertex that does
+/// not exist has offset 2 on every axis, where nothing reaches.
+SCRD_HOST_DEVICE constexpr uint64_t region_vertices(int code) {
+  Vertex vertices[kVertices] = {{0, 0, 0}, {1, 0, 0}, {2, 0, 0}, {4, 0, 0},
+                                {7, 7, 1}, {7, 7, 1}, {7, 7, 1}, {7, 7, 1}};
+  if ((code & 32) != 0) {
+    vertices[0] = {3, 0, 0};
+    vertices[4] = {5, 0, 0};
+    vertices[5] = {6, 0, 0};
+    octahedron_extras(code, vertices + 6);
+  } else {
+    tetrahedron_extras(code, vertices + 4);
+    for (int v = 0; (code & 16) != 0 && v < 6; ++v) vertices[v] = vertices[v].mirrored();
+  }
+  uint64_t word = 0;
+  for (int v = kVertices - 1; v >= 0; --v) {
+    const int bits =
+        (vertices[v].along(1) + 1) | (vertices[v].along(2) + 1) << 2 | (vertices[v].along(4) + 1) << 4;
+    word = word << 6 | static_cast<uint64_t>(bits);
+  }
+  return word;
+}
+
+/// Offset of vertex `v` of a word from region_vertices along axis 0, 1 or 2.
+SCRD_HOST_DEVICE constexpr int vertex_offset(uint64_t word, int v, int axis) {
+  return static_cast<int>(word >> (6 * v + 2 * axis) & 3) - 1;
+}
+
+// -------------------------------------------------------------------------------------------------
+// contributions
+
+/// The origin of a point's cell and the point's place in the stretched cell, three fractions in [0, 1].
+struct Place {
+  double cell_x, cell_y, cell_z, x, y, z;
+};
+
+SCRD_HOST_DEVICE inline Place locate(double x, double y, double z) {
+  const double stretch = (x + y + z) * (-1.0 / 6);
+  const double xs = x + stretch, ys = y + stretch, zs = z + stretch;
+  const double xb = floor(xs), yb = floor(ys), zb = floor(zs);
+  return {xb, yb, zb, xs - xb, ys - yb, zs - zb};
+}
+
+/// The low bits of an integer that a double holds (below 2^51), without a conversion that CPUs have no
+/// vectors for.
+SCRD_HOST_DEVICE inline uint64_t low_bits(double integer) {
+  integer += 6755399441055744.0;  // 2^52 + 2^51: the last bit of the significand is worth 1
+  uint64_t bits;
+  memcpy(&bits, &integer, sizeof bits);
+  return bits;
+}
+
+/// Displacement from a vertex along one axis; `from_origin` is that from the cell's origin.
+SCRD_HOST_DEVICE inline float displacement(float from_origin, int thirds) {
+  return multiply_add(static_cast<float>(thirds), -1.0f / 3, from_origin);
+}
+
+/// What a vertex weighs at displacement (x, y, z).
+SCRD_HOST_DEVICE inline float falloff(float x, float y, float z) {
+  float weight = multiply_add(-x, x, multiply_add(-y, y, multiply_add(-z, z, 2.0f)));
+  weight = weight > 0 ? weight : 0;
+  weight *= weight;
+  return weight * weight;
+}
+
+}  // namespace SCRD_ISA
 }  // namespace scrd::simplex

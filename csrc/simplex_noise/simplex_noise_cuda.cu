@@ -11,13 +11,12 @@ namespace {
 Tensor simplex_noise(const Tensor& seeds, const std::vector<int64_t>& size, int64_t octaves,
                      double persistence, double frequency, const std::string& variant) {
   const CudaLaunch cuda(seeds);
-  Tensor out = allocate(seeds, size, variant);
+  const Variant parsed = parse_variant(variant);
+  Tensor out = allocate(seeds, size);
   if (out.numel() == 0) return out;
   const Tensor dense = torch::stable::contiguous(seeds);
-  Tensor permutations = torch::stable::new_empty(seeds, {seeds.size(0), kEntries}, ScalarType::Byte);
-  launch_simplex_noise(dense.const_data_ptr<int64_t>(), permutations.mutable_data_ptr<uint8_t>(),
-                       out.mutable_data_ptr<float>(), out.size(0), size[0], size[1], size[2],
-                       {octaves, persistence, frequency}, cuda.stream());
+  launch_simplex_noise(parsed, dense.const_data_ptr<int64_t>(), out.mutable_data_ptr<float>(), out.size(0),
+                       size[0], size[1], size[2], {octaves, persistence, frequency}, cuda.stream());
   cuda.check();
   return out;
 }

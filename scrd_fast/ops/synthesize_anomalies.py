@@ -59,18 +59,23 @@ def synthesize_anomalies(
     >>> bool(changed[:, :, 2:12, 3:15].any()), int(changed.sum()) <= 3 * 10 * 12
     (True, True)
     """
-    _check(images, boxes, seeds, strength, std)
+    _check(images, boxes, seeds, strength, std, inplace)
+    std = None if std is None else std.float()
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
     run = choose(name, backend, images.device, _reference_ if inplace else _reference)
     result = run(images, boxes, seeds, strength, std, octaves, persistence, frequency, variant)
     return images if inplace else result
 
 
-def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None) -> None:
+def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None, inplace: bool) -> None:
     if images.dim() != 4:
         raise ValueError(f"images must be [N, C, H, W], got {list(images.shape)}")
     check_floating("images", images)
     n, c, height, width = images.shape
+    if c * height * width >= 2**31:
+        raise ValueError(f"images must have fewer than 2^31 values each, got {list(images.shape)}")
+    if inplace and any(stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)):
+        raise ValueError("images must not share memory between their own elements with inplace=True; clone them first")
     if boxes.dtype != torch.int32:
         raise TypeError(f"boxes must be int32, got {boxes.dtype}")
     if list(boxes.shape) != [n, 4]:
@@ -116,7 +121,7 @@ def _add_patches(
     tallest, widest = boxes[:, 2:].amax(0).clamp_min(0).tolist()
     if tallest == 0 or widest == 0:
         return
-    patches = strength * simplex_noise(seeds, (c, tallest, widest), **noise)
+    patches = strength * simplex_noise(seeds, (c, tallest, widest), backend="reference", **noise)
     if std is not None:
         patches = patches / std.to(patches)[:, None, None]
     for image, patch, (top, left, h, w) in zip(images, patches, boxes.tolist(), strict=True):
@@ -137,25 +142,15 @@ def _reference_(
     persistence: float,
     frequency: float,
     variant: str,
-    *,
-    backend: str = "reference",
 ) -> None:
-    noise = {"octaves": octaves, "persistence": persistence, "frequency": frequency}
-    _add_patches(images, boxes, seeds, strength, std, noise | {"variant": variant, "backend": backend})
+    noise = {"octaves": octaves, "persistence": persistence, "frequency": frequency, "variant": variant}
+    _add_patches(images, boxes, seeds, strength, std, noise)
 
 
-def _reference(images: Tensor, *arguments: Any, **options: Any) -> Tensor:
+def _reference(images: Tensor, *arguments: Any) -> Tensor:
     result = images.clone(memory_format=torch.preserve_format)
-    _reference_(result, *arguments, **options)
+    _reference_(result, *arguments)
     return result
-
-
-def _dispatched_(images: Tensor, *arguments: Any) -> None:
-    _reference_(images, *arguments, backend="auto")  # the noise itself may have a kernel of its own
-
-
-def _dispatched(images: Tensor, *arguments: Any) -> Tensor:
-    return _reference(images, *arguments, backend="auto")
 
 
 def _fake(images: Tensor, *_: Any) -> Tensor:
@@ -170,8 +165,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return grad, *[None] * 8
 
 
-define(SCHEMA, _dispatched)
-define(INPLACE_SCHEMA, _dispatched_)
+define(SCHEMA, _reference)
+define(INPLACE_SCHEMA, _reference_)
 torch.library.register_fake("scrd_fast::synthesize_anomalies", _fake)
 torch.library.register_fake("scrd_fast::synthesize_anomalies_", _fake_)
 torch.library.register_autograd("scrd_fast::synthesize_anomalies", _backward)

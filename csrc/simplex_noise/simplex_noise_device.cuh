@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Noise of one point on a GPU, and what a block keeps in shared memory for it.
+#pragma once
+
+#include "common/kernel_prelude.cuh"
+#include "simplex_noise/hashed_noise.h"
+#include "simplex_noise/simplex_noise.h"
+
+namespace scrd::simplex {
+
+constexpr int kBlock = kEntries;  // threads: one for each entry of a permutation
+
+/// The state `steps` steps after `state`: the powers of the step's affine map.
+__device__ inline uint64_t skip_states(uint64_t state, int steps) {
+  uint64_t factor = 6364136223846793005u, summand = 1442695040888963407u;
+  for (; steps > 0; steps >>= 1) {
+    if ((steps & 1) != 0) state = state * factor + summand;
+    summand *= factor + 1;
+    factor *= factor;
+  }
+  return state;
+}
+
+/// OpenSimplex noise of the seed that `prepare` was last called with.
+class OpenSimplex {
+ public:
+  struct Shared {
+    SharedArray<uint8_t, kEntries> permutation,
+        gradient;  // gradient: gradient_code of the permutation's entries
+    SharedArray<uint64_t, kCodes> vertices;
+    SharedArray<uint16_t, kEntries> draws, next;  // of the shuffle
+  };
+
+  /// By all threads of the block. The shuffle without its serial loop: step n puts what lies at place `draw`
+  /// into place n - 1, and what lay there into place `draw`. So the value that a step finds at a place is
+  /// what the last step before it that drew the place put there, which is what that step m found at place m -
+  /// 1, and so on; a place that was never drawn holds its own number. Steps count down from 256.
+  static __device__ void prepare(Shared& shared, int64_t seed) {
+    const int thread = static_cast<int>(threadIdx.x), n = thread + 1;
+    __syncthreads();  // the tables of the seed before may still be read
+    if (thread < kCodes) shared.vertices[thread] = region_vertices(thread);
+    const uint64_t state = skip_states(static_cast<uint64_t>(seed), kWarmUp + 1 + kEntries - n);
+    const int draw = draw_entry(state, n);
+    shared.draws[thread] = static_cast<uint16_t>(draw);
+    __syncthreads();
+    int first = 0, next = 0;  // the steps that last drew place `draw` and place n - 1; 0 if none did
+    for (int m = kEntries; m > 1; --m) {
+      const int drawn = shared.draws[m - 1];
+      if (m > n && drawn == draw) first = m;
+      if (m > n && drawn == n - 1) next = m;
+    }
+    shared.next[thread] = static_cast<uint16_t>(next);
+    __syncthreads();
+    int entry = draw;
+    for (int step = first; step != 0; step = shared.next[step - 1]) entry = step - 1;
+    shared.permutation[thread] = static_cast<uint8_t>(entry);
+    shared.gradient[thread] = gradient_code(entry);
+    __syncthreads();
+  }
+
+  static __device__ float octave(Shared& shared, int x, int y, int z, double frequency) {
+    const Place place = locate(x * frequency, y * frequency, z * frequency);
+    const uint64_t word = shared.vertices[region_code(place.x, place.y, place.z)];
+    const double third = (place.x + place.y + place.z) * (1.0 / 3);
+    const float dx = static_cast<float>(place.x + third), dy = static_cast<float>(place.y + third),
+                dz = static_cast<float>(place.z + third);
+    const int cell_x = static_cast<int>(low_bits(place.cell_x) & 255),
+              cell_y = static_cast<int>(low_bits(place.cell_y) & 255),
+              cell_z = static_cast<int>(low_bits(place.cell_z) & 255);
+    float value = 0;
+    for (int v = 0; v < kVertices; ++v) {
+      const int i = vertex_offset(word, v, 0), j = vertex_offset(word, v, 1), k = vertex_offset(word, v, 2);
+      const float to_x = displacement(dx, 4 * i + j + k), to_y = displacement(dy, i + 4 * j + k),
+                  to_z = displacement(dz, i + j + 4 * k);
+      int entry = shared.permutation[(cell_x + i) & 255];
+      entry = shared.permutation[(entry + cell_y + j) & 255];
+      const int gradient = shared.gradient[(entry + cell_z + k) & 255];
+      value = multiply_add(falloff(to_x, to_y, to_z), along_gradient(gradient, to_x, to_y, to_z), value);
+    }
+    return value / kNorm;
+  }
+};
+
+/// The variant without a table.
+class Hashed {
+ public:
+  struct Shared {
+    SharedArray<HashKeys, 1> keys;
+  };
+
+  static __device__ void prepare(Shared& shared, int64_t seed) {
+    __syncthreads();  // the keys of the seed before may still be read
+    if (threadIdx.x == 0) shared.keys[0] = hash_keys(seed);
+    __syncthreads();
+  }
+
+  static __device__ float octave(Shared& shared, int x, int y, int z, double frequency) {
+    const HashKeys keys = shared.keys[0];
+    const int64_t step = lattice_step(frequency), sum = static_cast<int64_t>(x) + y + z;
+    const LatticePlace i = lattice_place(sum + 3 * static_cast<int64_t>(x), step),
+                       j = lattice_place(sum + 3 * static_cast<int64_t>(y), step),
+                       k = lattice_place(sum + 3 * static_cast<int64_t>(z), step);
+    float value = 0;
+    for (int m = 0; m < kHashedVertices; ++m) {
+      const HashedVertex vertex = hashed_vertex(i, j, k, m);
+      const float along = along_edge(hash_gradient(vertex.key, keys), vertex.x, vertex.y, vertex.z);
+      value = multiply_add(vertex.falloff, along, value);
+    }
+    return value * kHashedNorm;
+  }
+};
+
+/// The sum of all octaves at a pixel.
+template <typename Noise>
+__device__ float fractal_noise(typename Noise::Shared& shared, const Fractal& fractal, int x, int y, int z) {
+  float value = 0;
+  double amplitude = 1, frequency = fractal.frequency;
+  for (int64_t octave = 0; octave < fractal.octaves; ++octave) {
+    value = multiply_add(static_cast<float>(amplitude), Noise::octave(shared, x, y, z, frequency), value);
+    amplitude *= fractal.persistence;
+    frequency *= 2;
+  }
+  return value;
+}
+
+}  // namespace scrd::simplex
