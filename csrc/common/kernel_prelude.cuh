@@ -1,19 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every kernel file includes beside its operator's header; it names no torch type.
+// What every kernel file includes beside its operator's header; it names no torch type. Under nvcc it is
+// CUDA, under a host compiler the emulation of python_tests/emulation, so that tests run the same text on a
+// CPU.
 //
-// A kernel file keeps to these names, so that another prelude can run the same text on a host:
-// 1. it includes only this file and <op>.h;
-// 2. it launches through launch(), inside a launcher that takes raw pointers;
-// 3. static shared memory is `__shared__ SharedArray<T, N> name;`
-// 4. block sizes are multiples of 32, and no thread returns before a barrier.
+// Rules for kernel files:
+// 1. They include only this file and <op>.h: no torch, no CUB, no cooperative groups, no inline PTX.
+// 2. They launch through launch(), inside a launcher that takes raw pointers.
+// 3. Static shared memory is `__shared__ SharedArray<T, N> name;`
+// 4. Dynamic shared memory is `DYNAMIC_SHARED(T, name);`
+// 5. Block sizes are multiples of 32, masks name only living lanes, no thread returns before a barrier.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
 
 #include "common/host_device.h"
+
+#if defined(__CUDACC__)
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define DYNAMIC_SHARED(T, name)                               \
+  extern __shared__ __align__(16) unsigned char name##_raw[]; \
+  T* const name = reinterpret_cast<T*>(name##_raw)
 
 namespace scrd {
 
@@ -29,3 +40,16 @@ void launch(Kernel kernel, dim3 grid, dim3 block, size_t dynamic_bytes, cudaStre
 }
 
 }  // namespace scrd
+
+#else
+
+#include "cuda_emul.h"
+
+#define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::emul::dynamic_shared())
+
+namespace scrd {
+using emul::launch;
+using emul::SharedArray;
+}  // namespace scrd
+
+#endif
