@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: help install test test-newer-torch lint format demo clean
+.PHONY: help install test test-newer-torch lint format demo bench clean
 
 help:
 	@echo "make demo              make a data set, train, evaluate, screen; ends with demo/report.html"
 	@echo "make test              install everything and run all tests"
 	@echo "make install           .venv with the package, all extras and the development tools"
 	@echo "make lint              ruff, mypy, clang-format; make format mends what can be mended"
+	@echo "make bench             measure the operators: table, build/bench.json, build/bench.csv"
 	@echo "make test-newer-torch  the same binaries under torch 2.13, in a second environment"
 
 install: $(STAMP)
@@ -49,6 +50,12 @@ format: install
 
 demo: install
 	$(BIN)/python examples/demo/run.py demo
+
+# One process and all cores: what else runs on the machine ends up in the numbers.
+bench: install
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-json=build/pytest-benchmark.json
+	$(BIN)/python -m scrd_fast bench --out build/bench.json --csv build/bench.csv --plot build/bench.png
 
 clean:
 	rm -rf build dist demo *.egg-info scrd_fast/*.so $(STAMP)

@@ -158,6 +158,39 @@ def screen(
         raise typer.Exit(screen(console, run, inputs, out, settings))
 
 
+@app.command()
+@verb
+def bench(
+    console: Console,
+    op: Annotated[list[str] | None, typer.Option("--op", help="Operator, repeatable; default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few cases, short turns, no compilations.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the result.")] = None,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which no further case begins.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file, made from the result.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Picture, made from the result.")] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", help="Show this earlier result instead of measuring.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Two results; exit 1 if the second is slower.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Share of a median that --compare lets pass.")] = 0.1,
+) -> None:
+    """Measure the operators against the ways there were before. Exit code 1: a row failed, or --compare found one."""
+    from scrd_fast.bench import results as files
+    from scrd_fast.bench import run as module
+
+    if compare is not None:
+        raise typer.Exit(int(module.show_comparison(console, *compare, tolerance)))
+    if results is not None:
+        module.show(console, files.load(results), None, csv, plot)
+        return
+    raise typer.Exit(int(module.bench(console, op or [], quick, out, device, seed, threads, csv, plot, time_limit)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of `scrd-fast` and `python -m scrd_fast`."""
     return run(app, sys.argv[1:] if arguments is None else arguments)

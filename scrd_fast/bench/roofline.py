@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator must do at least, as code, and what the device can do, measured in the same run."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ["Peaks", "Work", "mean_vertices", "measure_peaks", "percent", "simplex_work", "synthesize_work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one call. `bits` is the width of the floating-point operations, loads are those from small tables."""
+
+    samples: int  # octaves x elements
+    flops: float
+    int_ops: float
+    loads: float
+    bytes: int
+    bits: int
+
+    @classmethod
+    def mean(cls, parts: Sequence[Work]) -> Work:
+        def of(name: str) -> float:
+            return float(sum(getattr(part, name) for part in parts)) / len(parts)
+
+        samples, moved = round(of("samples")), round(of("bytes"))
+        return cls(samples, of("flops"), of("int_ops"), of("loads"), moved, parts[0].bits)
+
+
+# OpenSimplex noise of 2014, as csrc/simplex_noise/simplex_noise.h states it. Additions, multiplications,
+# comparisons and roundings count one each.
+#   A sample: 3 coordinates x frequency, 3 stretch, 3 stretched coordinates, 3 floor, 3 squish, 6 displacement,
+#   3 place in the cell, 2 their sum, 6 comparisons and scores that find the region and its extra vertices,
+#   1 normalisation, 2 amplitude and sum of octaves.
+OPENSIMPLEX_FLOPS = 3 + 3 + 3 + 3 + 3 + 6 + 3 + 2 + 6 + 1 + 2
+#   A vertex: 1 squish, 6 displacement, 6 falloff, 1 comparison, 2 its fourth power, 5 gradient, 1 product; the
+#   sum over the vertices is counted with the product of the next one.
+OPENSIMPLEX_VERTEX_FLOPS = 1 + 6 + 6 + 1 + 2 + 5 + 1
+#   Integers. A sample: 3 conversions, 2 for the set of vertices. A vertex: 2 for the sum of its offset, 2 + 3 + 3
+#   for the three wrapped table indices. Loads of a vertex: 3 of the permutation, 1 + 3 of the gradient.
+OPENSIMPLEX_INTS, OPENSIMPLEX_VERTEX_INTS, OPENSIMPLEX_VERTEX_LOADS = 3 + 2, 2 + 2 + 3 + 3, 3 + 1 + 3
+
+# The hashed variant: 4 vertices, no table.
+#   A sample: 3 fractions, 3 g, 3 differences to it, 6 comparisons, 2 amplitude and sum.
+HASHED_FLOPS = 3 + 3 + 3 + 6 + 2
+#   A vertex: 6 displacement, 5 square, 2 falloff, 2 its fourth power, 2 signs and 1 sum of the gradient, 2 product
+#   and sum.
+HASHED_VERTICES, HASHED_VERTEX_FLOPS = 4, 6 + 5 + 2 + 2 + 3 + 2
+#   Integers. A sample: 3 products of the cell with a prime, 6 to part cell and fraction, 6 additions of a prime (0, 1,
+#   2 and 3 axes). A vertex: 2 to join the axes, 9 for the finaliser and the gradient's number.
+HASHED_INTS, HASHED_VERTEX_INTS = 3 + 6 + 6, 2 + 9
+
+
+@functools.cache
+def mean_vertices(size: tuple[int, int, int], octaves: int, frequency: float) -> float:
+    """Vertices that OpenSimplex evaluates for a sample on average, counted on the pixel grid itself: 6 in the two
+    tetrahedra of a cell (4 corners and 2 extra vertices), 8 in its octahedron.
+
+    >>> round(mean_vertices((3, 20, 20), 6, 1 / 32), 2)
+    7.19
+    """
+    z, y, x = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in size), indexing="ij")
+    total = 0.0
+    for octave in range(octaves):
+        f = frequency * 2**octave
+        stretch = (x + y + z) * f * (-1 / 6)
+        inside = sum(axis * f + stretch - np.floor(axis * f + stretch) for axis in (x, y, z))
+        total += float(np.where((inside <= 1) | (inside >= 2), 6, 8).mean())
+    return total / octaves
+
+
+def simplex_work(
+    count: int, size: tuple[int, int, int], octaves: int = 6, frequency: float = 1 / 32, variant: str = "opensimplex"
+) -> Work:
+    """`count` seeds read once, `count` blocks of float32 written once; the permutations stay in a cache."""
+    samples = count * size[0] * size[1] * size[2] * octaves
+    moved = count * (8 + 4 * size[0] * size[1] * size[2])
+    if variant == "hashed":
+        flops = HASHED_FLOPS + HASHED_VERTICES * HASHED_VERTEX_FLOPS
+        ints = HASHED_INTS + HASHED_VERTICES * HASHED_VERTEX_INTS
+        return Work(samples, samples * flops, samples * ints, 0.0, moved, 32)
+    vertices = mean_vertices(size, octaves, frequency) if samples else 0.0
+    return Work(
+        samples,
+        samples * (OPENSIMPLEX_FLOPS + vertices * OPENSIMPLEX_VERTEX_FLOPS),
+        samples * (OPENSIMPLEX_INTS + vertices * OPENSIMPLEX_VERTEX_INTS),
+        samples * vertices * OPENSIMPLEX_VERTEX_LOADS,
+        moved,
+        64,
+    )
+
+
+def synthesize_work(
+    shape: tuple[int, int, int, int],  # N, C, H, W
+    boxes: Sequence[Sequence[int]],  # top, left, height, width
+    itemsize: int = 4,
+    variant: str = "opensimplex",
+) -> Work:
+    """Not in place: every image is read once and written once; noise is needed inside the boxes alone."""
+    patches = [simplex_work(1, (shape[1], h, w), variant=variant) for _, _, h, w in boxes]
+    pixels = shape[0] * shape[1] * shape[2] * shape[3]
+    added = sum(shape[1] * h * w for _, _, h, w in boxes)
+    return Work(
+        sum(p.samples for p in patches),
+        sum(p.flops for p in patches) + 2 * added,  # times the strength, plus the pixel
+        sum(p.int_ops for p in patches),
+        sum(p.loads for p in patches),
+        2 * pixels * itemsize + len(boxes) * (16 + 8),
+        32 if variant == "hashed" else 64,
+    )
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes per second by size of the moved data, and operations per second of a matrix product.
+
+    A product's fused multiply-add counts as two operations and fills one lane of one instruction. From the float32
+    rate follow the instruction lanes of 32 bits: on a GPU as many as multiply-adds (an SM issues one warp per
+    scheduler and cycle, whatever the instruction), on a CPU twice as many (processors with two multiply-add pipes
+    have up to four vector pipes). A 64-bit operation takes two lanes.
+    """
+
+    device: str
+    copy: dict[int, float]  # bytes moved: rate
+    flops: dict[int, float]  # bits: rate
+
+    def bytes_per_second(self, size: int) -> float:
+        """The better of the large copy and of a copy as small as the work, which may stay in a cache."""
+        largest = max(self.copy)
+        near = min(self.copy, key=lambda known: abs(known - size))
+        return max(self.copy[largest], self.copy[near])
+
+    def better(self, other: Peaks) -> Peaks:
+        copy = {size: max(rate, other.copy.get(size, 0.0)) for size, rate in self.copy.items()}
+        return Peaks(self.device, copy, {bits: max(rate, other.flops[bits]) for bits, rate in self.flops.items()})
+
+    @property
+    def lanes(self) -> float:
+        return self.flops[32] * (0.5 if self.device == "cuda" else 1.0)
+
+
+def percent(work: Work, seconds: float, peaks: Peaks) -> tuple[float, float, float]:
+    """Shares of the peak in percent: bytes, floating-point operations, instruction lanes."""
+    lanes = work.flops * work.bits / 32 + work.int_ops + work.loads
+    return (
+        100 * work.bytes / seconds / peaks.bytes_per_second(work.bytes),
+        100 * work.flops / seconds / peaks.flops[work.bits],
+        100 * lanes / seconds / peaks.lanes,
+    )
+
+
+def measure_peaks(device: torch.device, sizes: Sequence[int] = (), repeats: int = 7) -> Peaks:
+    """Measure on `device`: copies that move each of `sizes` bytes and one far beyond the caches, and matrix products
+    in float32 (TF32 off) and float64. The best of `repeats` counts, since a peak is a bound."""
+    cuda = device.type == "cuda"
+    large = 2**31 if cuda else 2**28
+    copies = {}
+    for size in sorted({max(size, 64) for size in sizes} | {large}):
+        source = torch.rand(size // 8, device=device)  # read and written: two times four bytes
+        target = torch.empty_like(source)
+        inner = max(1, min(200, 2**24 // size))
+        copies[size] = size * inner / _best(lambda t=target, s=source, i=inner: _repeat(t, s, i), device, repeats)  # type: ignore[misc]
+    flops = {}
+    for bits, dtype in ((32, torch.float32), (64, torch.float64)):
+        n = 8192 if cuda else 1024
+        a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
+        tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
+        try:
+            flops[bits] = 2.0 * n**3 / _best(lambda a=a, b=b: torch.mm(a, b), device, repeats)  # type: ignore[misc]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+    return Peaks(device.type, copies, flops)
+
+
+def _repeat(target: torch.Tensor, source: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        target.copy_(source)
+
+
+def _best(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first warms up; as a maximum it does no harm
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verb `bench` does: choose the cases, measure them, judge the rows, write and show the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scrd_fast.bench.cases import select
+from scrd_fast.bench.harness import Bound, Case, Contender, LocalRunner, Row, Runner, Schedule, measure, quick
+from scrd_fast.bench.machine import commit, machine, state, versions
+from scrd_fast.bench.remote import RemoteRunner, Worker
+from scrd_fast.bench.results import SCHEMA, compare, load, plain, plot, save, to_csv
+from scrd_fast.bench.roofline import Peaks, Work, measure_peaks, percent
+from scrd_fast.bench.table import render
+from scrd_fast.bench.timing import Clock, Samples, clock_for
+from scrd_fast.console import Console
+from scrd_fast.device import pick_device
+from scrd_fast.errors import ScrdFastError, UnavailableError
+from scrd_fast.files import write_atomically
+
+__all__ = ["Session", "bench", "judge", "show", "show_comparison"]
+
+RIVAL = "opensimplex+numba"
+
+
+class Session:
+    """What all cases of a run share: the device, its clock, its peaks and the processes of the remote contenders."""
+
+    def __init__(self, device: torch.device, schedule: Schedule, seed: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.device, self.schedule, self.seed, self.threads = device, schedule, seed, threads
+        self.peaks: dict[str, Peaks] = {}
+        self._clocks: dict[str, Clock] = {}
+        self._workers: dict[str, Worker] = {}
+        self._case: Case | None = None
+        self._inputs: dict[str, list[Any]] = {}
+        self._right: dict[str, list[Tensor] | None] = {}
+        self._given_up: set[tuple[str, str]] = set()  # compilations, by operator and variant
+
+    def clock(self, device: torch.device) -> Clock:
+        if device.type not in self._clocks:
+            self._clocks[device.type] = clock_for(device)
+        return self._clocks[device.type]
+
+    def seeds(self) -> list[int]:
+        return [self.seed + 1000 * turn for turn in range(self.schedule.rotations)]
+
+    def measure_peaks(self, cases: Sequence[Case]) -> None:
+        """Of every device that a contender runs on, at the sizes of the cases. Called before and after the cases:
+        the better of the two is the peak, since other load on the machine only lowers it."""
+        here = torch.device("cpu")
+        sizes = [case.work(case.inputs(self.seed, here), variant).bytes for case in cases for variant in variants(case)]
+        for device in {self.device, here}:
+            found, known = measure_peaks(device, sizes), self.peaks.get(device.type)
+            self.peaks[device.type] = found.better(known) if known else found
+
+    def runners(self, case: Case, contenders: Sequence[Contender]) -> list[Runner]:
+        return [self._remote(case, c) if c.remote else self.runner(case, c) for c in contenders]
+
+    def runner(self, case: Case, contender: Contender) -> LocalRunner | _Absent:
+        """For a contender that needs no process of its own."""
+        device = torch.device("cpu") if contender.on_cpu else self.device
+        inputs, expected = self._prepared(case, contender.variant, device)
+        if expected is None:
+            return _Absent(contender, device.type, f"this version has no variant {contender.variant}")
+        return LocalRunner(case, contender, device, inputs, expected, self.clock(device))
+
+    def _prepared(self, case: Case, variant: str, device: torch.device) -> tuple[list[Any], list[Tensor] | None]:
+        """Inputs on the device, and the right answers. Those of one case are kept: all its contenders share them."""
+        if self._case is not case:
+            self._case, self._inputs, self._right = case, {}, {}
+        if device.type not in self._inputs:
+            self._inputs[device.type] = [case.inputs(seed, device) for seed in self.seeds()]
+        inputs = self._inputs[device.type]
+        if variant not in self._right:
+            try:
+                self._right[variant] = [case.oracle(one, variant) for one in inputs]
+            except ValueError as error:
+                if "variant must be one of" not in str(error):
+                    raise
+                self._right[variant] = None
+        return inputs, self._right[variant]
+
+    def work(self, case: Case) -> dict[str, Work]:
+        """By variant, averaged over the sets of inputs that take turns."""
+        drawn = [case.inputs(seed, torch.device("cpu")) for seed in self.seeds()]
+        return {variant: Work.mean([case.work(inputs, variant) for inputs in drawn]) for variant in variants(case)}
+
+    def _remote(self, case: Case, contender: Contender) -> Runner:
+        device = self.device
+        key = contender.isa or "compile"
+        if contender.compiles and (case.op, contender.variant) in self._given_up:
+            return _Absent(contender, device.type, "given up in a case before this one")
+        if contender.isa is not None and (why := self._no_isa(contender.isa)):
+            return _Absent(contender, device.type, why)
+        expected = self._prepared(case, contender.variant, device)[1]
+        if expected is None:
+            return _Absent(contender, device.type, f"this version has no variant {contender.variant}")
+        worker = self._workers.get(key)
+        if worker is None or not worker.alive:
+            environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
+            worker = self._workers[key] = Worker(environment, self.threads)
+        return RemoteRunner(worker, case, contender, device, self.seeds(), expected, self.schedule.compile_limit)
+
+    @staticmethod
+    def _no_isa(isa: str) -> str | None:
+        """Why a process for this instruction set need not be started."""
+        from scrd_fast.bench.simplex import instruction_set, missing_flags
+
+        if missing := missing_flags(isa):
+            return f"this processor has no {', '.join(missing)}"
+        return "this build's CPU kernel has one instruction set" if instruction_set() is None else None
+
+    def note(self, rows: Sequence[Row]) -> None:
+        """What took too long once is not tried again."""
+        self._given_up |= {(row.op, row.variant) for row in rows if "was given up" in row.reason}
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.stop()
+
+
+class _Absent:
+    """A contender that is known not to run here."""
+
+    def __init__(self, contender: Contender, device: str, reason: str) -> None:
+        self.contender, self.device, self._reason = contender, device, reason
+
+    def open(self) -> dict[str, Any]:
+        raise UnavailableError(self._reason)
+
+    def check(self) -> float:
+        raise UnavailableError(self._reason)
+
+    def sample(self, slot: float) -> Samples:
+        del slot
+        raise UnavailableError(self._reason)
+
+    def close(self) -> None:
+        return None
+
+
+def variants(case: Case) -> list[str]:
+    return list(dict.fromkeys(contender.variant for contender in case.contenders))
+
+
+def chosen(case: Case, device: torch.device, short: bool) -> list[Contender]:
+    """Instruction sets are the CPU's, Triton the GPU's, and a compilation takes too long for a quick run."""
+    return [
+        c
+        for c in case.contenders
+        if not (c.isa and device.type != "cpu")
+        and not (c.backend == "triton" and device.type != "cuda")
+        and not (c.slow and short)
+    ]
+
+
+def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks]) -> None:
+    """Rates, shares of the peak, and ratios. A row beyond the device's peak fails: its time or the count is wrong."""
+    for row in rows:
+        row.work = works[row.variant]
+        if row.status != "ok":
+            continue
+        row.rate = row.work.samples / row.times["wall_warm"].median
+        fastest = row.times.get("device_warm", row.times["wall_warm"]).median
+        row.percent = Bound(*percent(row.work, max(fastest, 1e-12), peaks[row.device]))
+        if max(row.percent) > 100:
+            row.drop("FAIL", f"{max(row.percent):.0f} % of the device's peak: the time or the count of work is wrong")
+    rivals = [r for r in rows if r.status == "ok" and r.contender.startswith(RIVAL)]
+    for row in rows:
+        if row.status != "ok":
+            continue
+        own = row.times["wall_warm"].median
+        references = [r for r in rows if r.status == "ok" and (r.contender, r.variant) == ("reference", row.variant)]
+        # The rival's best: with few rows per call its threads can cost more than they bring.
+        for name, others in ((RIVAL, rivals), ("reference", references)):
+            if others:
+                row.ratios[name] = min(r.times["wall_warm"].median for r in others) / own
+
+
+def bench(
+    console: Console,
+    ops: Sequence[str],
+    short: bool,
+    out: Path | None,
+    device_name: str,
+    seed: int,
+    threads: int | None,
+    csv_path: Path | None = None,
+    plot_path: Path | None = None,
+    time_limit: float | None = None,
+) -> bool:
+    """Measure; returns whether a row failed. After `time_limit` seconds no further case begins."""
+    for path in (out, csv_path, plot_path):
+        if path is not None and not path.parent.is_dir():
+            raise ScrdFastError(f"{path.parent}: no such folder")
+    device = pick_device(device_name)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cases, schedule = select(ops, short), quick(Schedule()) if short else Schedule()
+    if time_limit is not None:
+        schedule = dataclasses.replace(schedule, compile_limit=min(schedule.compile_limit, time_limit / 4))
+    session = Session(device, schedule, seed, threads or cores)
+    try:
+        results = _measure(session, cases, short, time_limit, console.log)
+    finally:
+        session.close()
+    if out is not None:
+        save(out, results)
+    show(console, results, out, csv_path, plot_path)
+    return any(row["status"] == "FAIL" for row in results["rows"])
+
+
+def _measure(
+    session: Session, cases: Sequence[Case], short: bool, time_limit: float | None, log: Callable[[str], None]
+) -> dict[str, Any]:
+    from scrd_fast.ops._library import build_info
+
+    before, begin, start = state(session.device), time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+    log("measuring the peaks of this machine")
+    session.measure_peaks(cases)
+    measured: list[tuple[Case, list[Row]]] = []
+    for number, case in enumerate(cases, start=1):
+        if time_limit is not None and time.monotonic() - start > time_limit:
+            log(f"the time limit of {time_limit:g} s leaves {len(cases) - number + 1} cases out")
+            break
+        log(f"{number}/{len(cases)} {case.op}: {case.name}")
+        rows = measure(case, session.runners(case, chosen(case, session.device, short)), session.schedule)
+        session.note(rows)
+        measured.append((case, rows))
+    after = state(session.device)
+    session.measure_peaks(cases)
+    for case, rows in measured:
+        judge(rows, session.work(case), session.peaks)
+    return {
+        "schema": SCHEMA,
+        "time": begin,
+        "seed": session.seed,
+        "threads": session.threads,
+        "quick": short,
+        "schedule": dataclasses.asdict(session.schedule),
+        "machine": machine(session.device),
+        "versions": versions(),
+        "build": build_info(),
+        **commit(),
+        "before": before,
+        "after": after,
+        "left_out": [f"{case.op}: {case.name}" for case in cases[len(measured) :]],
+        "peaks": {name: dataclasses.asdict(p) for name, p in session.peaks.items()},
+        "rows": [plain(row) for _, rows in measured for row in rows],
+    }
+
+
+def show(
+    console: Console, results: dict[str, Any], path: Path | None, csv_path: Path | None, plot_path: Path | None
+) -> None:
+    """The table, CSV and plot. Where a file holds the result, stdout has its path and stderr the table."""
+    if csv_path is not None:
+        write_atomically(csv_path, to_csv(results).encode())
+    if plot_path is not None:
+        plot(results, plot_path)
+    if path is not None:
+        console.log(render(results))
+        console.result(path, results)
+    elif console.json:
+        console.result(Path(), results)
+    else:
+        print(render(results))
+
+
+def show_comparison(console: Console, before: Path, after: Path, tolerance: float) -> bool:
+    """Returns whether anything got worse."""
+    lines, worse = compare(load(before), load(after), tolerance)
+    if console.json:
+        console.result(after, {"worse": worse, "tolerance": tolerance, "lines": lines})
+    else:
+        print("\n".join([*lines, "worse" if worse else f"nothing is slower by more than {tolerance:.0%}"]))
+    return worse

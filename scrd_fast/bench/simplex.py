@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `simplex_noise` and `synthesize_anomalies`: the shapes of training, and who computes them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
+from scrd_fast.bench.roofline import simplex_work, synthesize_work
+from scrd_fast.errors import UnavailableError
+from scrd_fast.synthesis import draw_anomalies
+
+__all__ = ["CASES", "ISAS", "missing_flags"]
+
+VARIANTS = ("opensimplex", "hashed")
+OCTAVES, PERSISTENCE, FREQUENCY, STRENGTH = 6, 0.6, 1 / 32, 0.2  # the operators' defaults
+# The processor flags, as Linux names them, that each instruction set of the CPU kernel needs.
+ISAS = {
+    "baseline": frozenset[str](),
+    "avx2": frozenset({"avx2", "fma"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+}
+Array = np.ndarray[Any, np.dtype[Any]]
+Build = Callable[[Case, torch.device], Callable[[Any], Call]]
+
+
+class Noise(NamedTuple):
+    seeds: Tensor  # int64 [N]
+    size: tuple[int, int, int]
+
+
+class Batch(NamedTuple):
+    images: Tensor  # [N, C, H, W]
+    boxes: Tensor  # int32 [N, 4]
+    seeds: Tensor  # int64 [N]
+
+
+def missing_flags(isa: str) -> list[str]:
+    """Those of the flags of `isa` that this processor lacks."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return sorted(ISAS[isa])
+    text = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return sorted(ISAS[isa] - set(text))
+
+
+# What is computed -----------------------------------------------------------------------------------------------
+
+
+def _noise(options: dict[str, Any]) -> Callable[[Noise], Tensor]:
+    from scrd_fast.ops import simplex_noise
+
+    return lambda inputs: simplex_noise(inputs.seeds, inputs.size, **options)
+
+
+def _synthesis(options: dict[str, Any]) -> Callable[[Batch], Tensor]:
+    from scrd_fast.ops import synthesize_anomalies
+
+    return lambda inputs: synthesize_anomalies(*inputs, **options)
+
+
+FUNCTIONS: dict[str, Callable[[dict[str, Any]], Callable[[Any], Tensor]]] = {
+    "simplex_noise": _noise,
+    "synthesize_anomalies": _synthesis,
+}
+
+
+def instruction_set() -> str | None:
+    """That of the loaded CPU kernel, or None where it has only one."""
+    from scrd_fast.ops import _library
+
+    ask = getattr(_library, "instruction_set", None)
+    return str(ask()) if ask else None
+
+
+def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
+    def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
+        from scrd_fast.ops._library import why_not
+
+        if backend == "auto" and (reason := why_not("simplex_noise", "native", device)):
+            raise UnavailableError(reason)  # auto would quietly be the reference
+        if isa is not None:
+            _require(isa)
+        function = FUNCTIONS[case.op]({"variant": variant, "backend": backend})
+        return lambda inputs: lambda: function(inputs)
+
+    return build
+
+
+def _require(isa: str) -> None:
+    if missing := missing_flags(isa):
+        raise UnavailableError(f"this processor has no {', '.join(missing)}")
+    found = instruction_set()
+    if found is None:
+        raise UnavailableError("this build's CPU kernel has one instruction set")
+    if found != isa:
+        raise UnavailableError(f"asked for {isa}, the kernel runs {found}")
+
+
+def _compiled(variant: str) -> Build:
+    def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
+        del device
+        torch.compiler.reset()
+        function = FUNCTIONS[case.op]({"variant": variant, "backend": "reference"})
+        compiled = torch.compile(function, dynamic=False)
+        return lambda inputs: lambda: compiled(inputs)
+
+    return build
+
+
+def _octaves(noise: Any, size: tuple[int, ...]) -> Array:
+    """The sum of octaves by the published package's array interface, float64 [D, H, W]."""
+    z, y, x = (np.arange(n, dtype=np.float64) for n in size)
+    total = np.zeros(size)
+    for octave in range(OCTAVES):
+        f = FREQUENCY * 2**octave
+        total += PERSISTENCE**octave * noise.noise3array(x * f, y * f, z * f)
+    return total
+
+
+def _published(threads: int | None = None) -> Build:
+    """The package `opensimplex`, its loops compiled by numba. Noise objects stand outside the timing for
+    simplex_noise; synthesize_anomalies makes one per patch, as the method's authors do."""
+
+    def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
+        del device
+        import numba
+        import opensimplex
+
+        count = threads or min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+        def noise(inputs: Noise) -> Call:
+            objects = [opensimplex.OpenSimplex(seed) for seed in inputs.seeds.tolist()]
+
+            def run() -> Array:
+                numba.set_num_threads(count)
+                return np.stack([_octaves(one, inputs.size) for one in objects]).astype(np.float32)
+
+            return run
+
+        def synthesis(inputs: Batch) -> Call:
+            images, boxes, seeds = inputs.images.cpu().numpy(), inputs.boxes.tolist(), inputs.seeds.tolist()
+
+            def run() -> Array:
+                numba.set_num_threads(count)
+                result = images.copy()
+                for image, (top, left, h, w), seed in zip(result, boxes, seeds, strict=True):
+                    patch = _octaves(opensimplex.OpenSimplex(seed), (images.shape[1], h, w))
+                    image[:, top : top + h, left : left + w] += (STRENGTH * patch).astype(np.float32)
+                return result
+
+            return run
+
+        return noise if case.op == "simplex_noise" else synthesis
+
+    return build
+
+
+def contenders() -> tuple[Contender, ...]:
+    """All of them; the CPU's instruction sets are left out on a GPU by the run."""
+    found = []
+    for variant in VARIANTS:
+        found += [Contender("scrd_fast", _operator(variant, "auto"), variant, "native")]
+        found += [
+            Contender(f"scrd_fast {isa}", _operator(variant, "auto", isa), variant, "native", isa) for isa in ISAS
+        ]
+        found += [
+            Contender("scrd_fast triton", _operator(variant, "triton"), variant, "triton"),
+            Contender("reference", _operator(variant, "reference"), variant, "reference"),
+            Contender("torch.compile", _compiled(variant), variant, "reference", compiles=True, ours=False, slow=True),
+        ]
+    threads = {"opensimplex+numba": None, "opensimplex+numba, 1 thread": 1}
+    for name, count in threads.items():
+        found.append(Contender(name, _published(count), "opensimplex", "numba", on_cpu=True, ours=False))
+    return tuple(found)
+
+
+# Right answers --------------------------------------------------------------------------------------------------
+
+
+def _blocks(seeds: Tensor, size: tuple[int, int, int], variant: str) -> Tensor:
+    """Float64 noise [N, D, H, W]: the published package's where it has the variant, else the reference's."""
+    if variant == "opensimplex":
+        try:
+            import opensimplex
+        except ImportError:
+            pass
+        else:
+            return torch.from_numpy(np.stack([_octaves(opensimplex.OpenSimplex(s), size) for s in seeds.tolist()]))
+    from scrd_fast.ops import simplex_noise
+
+    return simplex_noise(seeds.cpu(), size, variant=variant, backend="reference").double()
+
+
+def _noise_oracle(inputs: Noise, variant: str) -> Tensor:
+    return _blocks(inputs.seeds, inputs.size, variant)
+
+
+def _synthesis_oracle(inputs: Batch, variant: str) -> Tensor:
+    result = inputs.images.to("cpu", torch.float64)
+    channels = result.shape[1]
+    for n, (top, left, h, w) in enumerate(inputs.boxes.tolist()):
+        patch = _blocks(inputs.seeds[n : n + 1], (channels, h, w), variant)[0]
+        result[n, :, top : top + h, left : left + w] += STRENGTH * patch
+    return result
+
+
+def _noise_tolerance(variant: str) -> Tolerance:
+    # opensimplex: float64 arithmetic, rounded once to float32 (twice the half unit, for an oracle that was rounded
+    # too). hashed: about 30 float32 operations a vertex on values below 1, a sum of 24 vertices.
+    return Tolerance(2.0**-23, 1e-12) if variant == "opensimplex" else Tolerance(0.0, 2e-5)
+
+
+def _synthesis_tolerance(variant: str) -> Tolerance:
+    # The sum of pixel and noise is rounded to float32, after the noise itself was.
+    return Tolerance(2.0**-23, 1e-7) if variant == "opensimplex" else Tolerance(2.0**-23, 5e-6)
+
+
+# Cases ----------------------------------------------------------------------------------------------------------
+
+
+def _noise_case(name: str, count: int, size: tuple[int, int, int], quick: bool = False) -> Case:
+    def inputs(seed: int, device: torch.device) -> Noise:
+        generator = torch.Generator().manual_seed(seed)
+        return Noise(torch.randint(-(2**62), 2**62, (count,), generator=generator).to(device), size)
+
+    return Case(
+        "simplex_noise",
+        name,
+        (count, *size),
+        inputs,
+        _noise_oracle,
+        lambda drawn, variant: simplex_work(count, drawn.size, OCTAVES, FREQUENCY, variant),
+        _noise_tolerance,
+        contenders(),
+        quick=quick,
+    )
+
+
+def _synthesis_case(name: str, count: int, quick: bool = False) -> Case:
+    def inputs(seed: int, device: torch.device) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.rand((count, 3, 256, 256), generator=generator)
+        boxes, seeds = draw_anomalies(count, 256, generator)
+        return Batch(images.to(device), boxes.to(device), seeds.to(device))
+
+    return Case(
+        "synthesize_anomalies",
+        name,
+        (count, 3, 256, 256),
+        inputs,
+        _synthesis_oracle,
+        lambda drawn, variant: synthesize_work((count, 3, 256, 256), drawn.boxes.tolist(), variant=variant),
+        _synthesis_tolerance,
+        contenders(),
+        quick=quick,
+    )
+
+
+CASES = (
+    _noise_case("1 small patch", 1, (3, 16, 16), quick=True),
+    _noise_case("16 patches", 16, (3, 32, 32), quick=True),
+    _noise_case("64 patches", 64, (3, 32, 32)),
+    _noise_case("odd patches", 5, (3, 31, 29)),
+    _noise_case("1 field", 1, (1, 512, 512)),
+    _noise_case("1 field, 3 slices", 1, (3, 256, 256)),
+    _synthesis_case("16 images", 16, quick=True),
+    _synthesis_case("64 images", 64),
+)
