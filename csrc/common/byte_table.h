@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#if defined(__AVX512VBMI__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -47,6 +47,58 @@ class SmallByteTable {
 
  private:
   __m512i entries_;
+};
+
+#elif defined(__AVX2__)
+
+/// 64 bytes as four tables of 16, each twice; of an index only the low six bits count.
+class SmallByteTable {
+ public:
+  explicit SmallByteTable(const uint8_t* entries) {
+    for (int i = 0; i < 4; ++i) {
+      part_[i] =
+          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(entries + 16 * i)));
+    }
+  }
+  void look_up(const uint8_t* indices, uint8_t* values) const {
+    for (int i = 0; i < kTableLanes; i += 32) {
+      const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(indices + i));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(values + i), pick(index));
+    }
+  }
+  __m256i pick(__m256i index) const {
+    const __m256i low = _mm256_and_si256(index, _mm256_set1_epi8(15));
+    // A byte's sign chooses in a blend: bits 4 and 5 are moved there.
+    const __m256i bit4 = _mm256_slli_epi16(index, 3), bit5 = _mm256_slli_epi16(index, 2);
+    const __m256i first =
+        _mm256_blendv_epi8(_mm256_shuffle_epi8(part_[0], low), _mm256_shuffle_epi8(part_[1], low), bit4);
+    const __m256i last =
+        _mm256_blendv_epi8(_mm256_shuffle_epi8(part_[2], low), _mm256_shuffle_epi8(part_[3], low), bit4);
+    return _mm256_blendv_epi8(first, last, bit5);
+  }
+
+ private:
+  __m256i part_[4];
+};
+
+/// 256 bytes as four tables of 64.
+class ByteTable {
+ public:
+  explicit ByteTable(const uint8_t* entries)
+      : part_{SmallByteTable(entries), SmallByteTable(entries + 64), SmallByteTable(entries + 128),
+              SmallByteTable(entries + 192)} {}
+  void look_up(const uint8_t* indices, uint8_t* values) const {
+    for (int i = 0; i < kTableLanes; i += 32) {
+      const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(indices + i));
+      const __m256i bit6 = _mm256_slli_epi16(index, 1);
+      const __m256i low = _mm256_blendv_epi8(part_[0].pick(index), part_[1].pick(index), bit6);
+      const __m256i high = _mm256_blendv_epi8(part_[2].pick(index), part_[3].pick(index), bit6);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(values + i), _mm256_blendv_epi8(low, high, index));
+    }
+  }
+
+ private:
+  SmallByteTable part_[4];
 };
 
 #else
