@@ -19,6 +19,11 @@ emul::Order order_of(const std::string& name) {
   throw std::invalid_argument("order must be forward, reverse or random, got " + name);
 }
 
+/// The argument of that name, or no limit.
+unsigned limit(const Arguments& arguments, const char* name) {
+  return arguments.has(name) ? static_cast<unsigned>(arguments.integer(name)) : ~0u;
+}
+
 }  // namespace
 
 Arguments::Arguments(int count, char** words) {
@@ -53,8 +58,9 @@ void Arguments::write(const std::string& path, const std::string& bytes) {
 
 int main(int count, char** words) try {
   const driver::Arguments arguments(count, words);
+  const dim3 max_grid{driver::limit(arguments, "max_grid_x"), driver::limit(arguments, "max_grid_y"), ~0u};
   emul::configure(driver::order_of(arguments.text("order")),
-                  static_cast<uint64_t>(arguments.integer("random_seed")));
+                  static_cast<uint64_t>(arguments.integer("random_seed")), max_grid);
   driver::run(arguments);
   return 0;
 } catch (const std::exception& error) {

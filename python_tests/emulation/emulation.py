@@ -59,8 +59,10 @@ def emulate(
 ) -> NDArray[Any]:
     """Runs DRIVER_driver.cpp and returns the array that it gives, flat and of type `result`.
 
-    `order` is that of blocks and threads, `random_seed` the seed of "random"; the driver gets all other
-    arguments. Raises EmulationError if the emulation or a sanitizer finds a mistake.
+    `order` is that of blocks and threads, `random_seed` the seed of "random". The driver gets all other arguments.
+    Every driver knows `shift=1`: arrays begin one element behind a 16-byte boundary; and `max_grid_x=`,
+    `max_grid_y=`: smaller grids, so that loops over gridDim turn. Raises EmulationError if the emulation or a
+    sanitizer finds a mistake.
     """
     program = executable(driver, build)
     with tempfile.TemporaryDirectory() as folder:

@@ -64,6 +64,7 @@ void* kernel_context;
 void* dynamic_memory = nullptr;
 Order order = Order::kForward;
 uint64_t random_state = 0;
+dim3 max_grid;
 
 std::vector<Region>& shared_regions() {
   static std::vector<Region> regions;
@@ -253,9 +254,10 @@ void complete_warp_op(int base, uint32_t mask) {
 
 }  // namespace
 
-void configure(Order new_order, uint64_t seed) {
+void configure(Order new_order, uint64_t seed, dim3 new_max_grid) {
   order = new_order;
   random_state = seed;
+  max_grid = new_max_grid;
 }
 
 int lane() { return current % 32; }
@@ -326,6 +328,7 @@ uint64_t warp_op(Site site, WarpOp op, uint32_t mask, uint64_t value, int source
 
 void run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, void (*body)(void*), void* context) {
   check_limits(grid, block, dynamic_bytes);
+  grid = {std::min(grid.x, max_grid.x), std::min(grid.y, max_grid.y), std::min(grid.z, max_grid.z)};
   prepare_threads(grid, block);
   kernel_body = body;
   kernel_context = context;

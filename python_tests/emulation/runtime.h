@@ -26,7 +26,9 @@ struct Site {
   }
 };
 
-void configure(Order order, uint64_t seed);
+/// `max_grid` shrinks every grid to at most that: a kernel that strides over its work with gridDim is right
+/// for any grid, and in a small one its loops turn.
+void configure(Order order, uint64_t seed, dim3 max_grid);
 /// Throws std::runtime_error where CUDA would refuse the launch.
 void run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, void (*body)(void*), void* context);
 
