@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ import scrd_fast
 from scrd_fast.errors import UnavailableError
 from scrd_fast.ops import _library
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+WHERE = "import scrd_fast; print(scrd_fast.__file__)"
 USE = """
 import warnings
 with warnings.catch_warnings(record=True) as caught:
@@ -22,7 +27,6 @@ with warnings.catch_warnings(record=True) as caught:
     import torch, scrd_fast
     noise = scrd_fast.ops.simplex_noise(torch.tensor([1]), (1, 2, 3))
 from scrd_fast.ops import _library
-print(scrd_fast.__file__)
 print(len([w for w in caught if "libscrd_fast" in str(w.message)]), [str(w.message) for w in caught])
 print(_library.libraries()[0])
 print(_library.why_not("simplex_noise", "native", torch.device("cpu")))
@@ -37,11 +41,11 @@ def copy(tmp_path: Path) -> Path:
     return shutil.copytree(Path(scrd_fast.__file__).parent, tmp_path / "scrd_fast", ignore=ignored)
 
 
-def use(copy: Path) -> list[str]:
-    """The lines that USE prints with that copy."""
+def use(copy: Path, script: str = USE, *arguments: str) -> list[str]:
+    """The lines that the script prints with that copy."""
     environment = os.environ | {"PYTHONPATH": str(copy.parent)}
     done = subprocess.run(  # python -c looks in the working directory first
-        [sys.executable, "-c", USE],
+        [sys.executable, "-c", WHERE + script, *arguments],
         env=environment,
         cwd=copy.parent,
         capture_output=True,
@@ -49,13 +53,13 @@ def use(copy: Path) -> list[str]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith(str(copy))
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith(str(copy))
     return lines
 
 
 def test_an_intact_copy_loads_without_a_warning(copy: Path) -> None:
-    _, warned, state, reason, shape = use(copy)
+    warned, state, reason, shape = use(copy)
     assert warned.startswith("0 ")
     assert "state='loaded'" in state
     assert reason == "None"
@@ -64,7 +68,7 @@ def test_an_intact_copy_loads_without_a_warning(copy: Path) -> None:
 
 def test_a_library_that_does_not_load_keeps_its_cause_and_warns_once(copy: Path) -> None:
     (copy / "libscrd_fast_cpu.so").write_text("not a library")
-    _, warned, state, reason, shape = use(copy)
+    warned, state, reason, shape = use(copy)
     assert warned.startswith("1 ")
     for word in (
         "libscrd_fast_cpu.so",
@@ -81,7 +85,7 @@ def test_a_library_that_does_not_load_keeps_its_cause_and_warns_once(copy: Path)
 def test_an_absent_library_is_no_reason_to_warn(copy: Path) -> None:
     for library in copy.glob("*.so"):
         library.unlink()
-    _, warned, _, reason, shape = use(copy)
+    warned, _, reason, shape = use(copy)
     assert warned.startswith("0 ")
     assert reason == "libscrd_fast_cpu.so: not built (installed without native code)"
     assert "[1, 1, 2, 3]" in shape
@@ -120,5 +124,69 @@ def test_choose() -> None:
     assert _library.choose("simplex_noise", "auto", CPU, reference) is native
     assert _library.choose("simplex_noise", "native", CPU, reference) is native
     assert _library.choose("simplex_noise", "reference", CPU, reference) is reference
-    with pytest.raises(UnavailableError, match=r"backend 'triton' cannot run simplex_noise on cpu: .*Triton"):
-        _library.choose("simplex_noise", "triton", CPU, reference)
+    with pytest.raises(
+        UnavailableError, match=r"'triton' cannot run anomaly_map on cpu: anomaly_map has no Triton kernel"
+    ):
+        _library.choose("anomaly_map", "triton", CPU, reference)
+
+
+@pytest.fixture
+def _fresh_answers() -> Iterator[None]:
+    _library._no_triton.cache_clear()
+    yield
+    _library._no_triton.cache_clear()
+
+
+@pytest.mark.usefixtures("_fresh_answers")
+def test_triton_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "triton", None)
+        assert _library.why_not("simplex_noise", "triton", CUDA) == "Triton is not installed"
+    pytest.importorskip("triton")
+    _library._no_triton.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        patch.delenv("CC", raising=False)
+        assert "needs a C compiler" in str(_library.why_not("simplex_noise", "triton", CUDA))
+    _library._no_triton.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "scrd_fast.ops.triton", None)
+        assert "Triton cannot be imported: " in str(_library.why_not("simplex_noise", "triton", CUDA))
+
+
+@needs_triton
+def test_triton_kernels_need_a_gpu_or_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module("scrd_fast.ops.triton")
+    reason = _library.why_not("simplex_noise", "triton", CUDA)
+    assert reason is None if torch.cuda.is_available() else "Triton needs a CUDA device" in str(reason)
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    assert _library.why_not("simplex_noise", "triton", CPU) is None
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    assert "not for cpu (for tests, TRITON_INTERPRET=1" in str(_library.why_not("simplex_noise", "triton", CPU))
+    with pytest.raises(UnavailableError, match="backend 'triton' cannot run simplex_noise on cpu: Triton kernels are"):
+        _library.choose("simplex_noise", "triton", CPU, lambda: None)
+
+
+STAND_IN = """
+import sys
+if "--without" in sys.argv:
+    sys.modules["triton"] = None
+import torch
+from scrd_fast.ops import _library
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+for op in ("simplex_noise", "synthesize_anomalies", "synthesize_anomalies_", "anomaly_map"):
+    print(has_kernel("scrd_fast::" + op, "CUDA"), _library.why_not(op, "native", torch.device("cuda")))
+print("scrd_fast.ops.triton" in sys.modules)
+"""
+
+
+@needs_triton
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch with CUDA")
+@pytest.mark.parametrize("triton", [True, False])
+def test_triton_is_the_cuda_kernel_where_there_is_no_other(copy: Path, triton: bool) -> None:
+    (copy / "libscrd_fast_cuda.so").unlink(missing_ok=True)
+    arguments = [] if triton else ["--without"]
+    *lines, imported = use(copy, STAND_IN, *arguments)
+    assert [line.split()[0] for line in lines] == [str(triton)] * 3 + ["False"]
+    assert all("libscrd_fast_cuda.so: not built" in line for line in lines)  # asked for by name it stays unavailable
+    assert imported == "False"

@@ -2,14 +2,21 @@
 """The operator library `scrd_fast`: its compiled kernels, and which of them can run what.
 
 An operator always exists. `define` gives it a schema and its plain-PyTorch reference; the kernels in the two
-shared libraries replace the reference on their device once they are loaded. So `backend="auto"` is torch's
-dispatcher, a compiled or exported graph is the same with and without kernels, and no operator asks what was
-built.
+shared libraries replace the reference on their device once they are loaded; where there is none for CUDA, the
+Triton kernel does. So `backend="auto"` is torch's dispatcher, a compiled or exported graph is the same with and
+without kernels, and no operator asks what was built.
+
+The Triton kernels are also operators of their own, in the namespace `scrd_fast_triton`, for those who ask for them
+by name. Triton itself is imported when one of them first runs.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +33,7 @@ __all__ = [
     "build_info",
     "choose",
     "define",
+    "define_triton",
     "libraries",
     "library",
     "operators",
@@ -37,6 +45,9 @@ BACKENDS = ("auto", "reference", "native", "triton")
 REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"
 
 library = torch.library.Library("scrd_fast", "DEF")  # type: ignore[no-untyped-call]
+_triton_library = torch.library.Library("scrd_fast_triton", "DEF")  # type: ignore[no-untyped-call]
+_in_triton: set[str] = set()  # the operators that have a Triton kernel
+_triton_is_cuda: set[str] = set()  # those whose CUDA kernel it is
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,39 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
     library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
+def define_triton(
+    schema: str, fake: Callable[..., Any], backward: Callable[..., tuple[Any, ...]] | None = None
+) -> None:
+    """Say that the operator of that schema, defined before, has a namesake in `scrd_fast.ops.triton`."""
+    name: str = _triton_library.define(schema)  # type: ignore[no-untyped-call]
+
+    def launch(*arguments: Any) -> Any:
+        return getattr(importlib.import_module("scrd_fast.ops.triton"), name)(*arguments)
+
+    _triton_library.impl(name, launch, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"scrd_fast_triton::{name}", fake)
+    if backward is not None:
+        torch.library.register_autograd(f"scrd_fast_triton::{name}", backward)
+    _in_triton.add(name)
+    if torch.version.cuda is not None and not _has_kernel(name, "cuda") and _no_triton() is None:
+        library.impl(name, launch, "CUDA")  # type: ignore[no-untyped-call]
+        _triton_is_cuda.add(name)
+
+
+def _has_kernel(op: str, device_type: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"scrd_fast::{op}", device_type.upper())
+
+
+@functools.cache
+def _no_triton() -> str | None:
+    """What Triton lacks to compile kernels, as far as can be told without importing it."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler: neither gcc nor clang is on PATH, and CC is not set"
+    return None
+
+
 def operators() -> list[str]:
     """The names of all operators that are defined, in alphabetical order."""
     names = torch._C._dispatch_get_all_op_names()
@@ -109,7 +153,7 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "triton":
-        return f"{op} has no Triton kernel yet"
+        return _why_not_triton(op, device.type)
     if backend == "native":
         return _why_not_native(op, device.type)
     return None
@@ -121,10 +165,28 @@ def _why_not_native(op: str, device_type: str) -> str | None:
     state = _STATES[device_type]
     if state.state != "loaded":
         return f"{state.path.name}: {state.state}" + (f": {state.error}" if state.error else "")
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"scrd_fast::{op}", device_type.upper()):
+    if not _has_kernel(op, device_type) or (device_type == "cuda" and op in _triton_is_cuda):
         return f"{op} has no native kernel for {device_type} yet"
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
+    return None
+
+
+def _why_not_triton(op: str, device_type: str) -> str | None:
+    if op not in _in_triton:
+        return f"{op} has no Triton kernel yet"
+    if reason := _no_triton():
+        return reason
+    try:
+        interpreted = importlib.import_module("scrd_fast.ops.triton").INTERPRETED
+    except Exception as error:  # whatever a broken installation raises
+        return f"Triton cannot be imported: {error}"
+    if device_type == "cpu" and interpreted:
+        return None
+    if device_type != "cuda":
+        return f"Triton kernels are for cuda, not for {device_type} (for tests, TRITON_INTERPRET=1 runs them on cpu)"
+    if not torch.cuda.is_available():
+        return f"Triton needs a CUDA device, and torch {torch.__version__} finds none"
     return None
 
 
@@ -135,4 +197,6 @@ def choose(op: str, backend: str, device: torch.device, reference: Callable[...,
         return operator
     if reason := why_not(op, backend, device):
         raise UnavailableError(f"backend {backend!r} cannot run {op} on {device}: {reason}")
+    if backend == "triton":
+        operator = getattr(torch.ops.scrd_fast_triton, op)
     return reference if backend == "reference" else operator

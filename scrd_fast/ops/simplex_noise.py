@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops._checks import check_choice
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_triton
 
 __all__ = ["simplex_noise"]
 
@@ -89,6 +89,8 @@ def _check(
 
 
 STRETCH, SQUISH, NORM = -1 / 6, 1 / 3, 103
+HASHED_SCALE = 0.52
+HASHED_NORM = 70.0
 AXES = (1, 2, 4)  # x, y, z as bits: a corner of a cell is the set of the axes along which it lies at 1
 
 
@@ -245,3 +247,4 @@ def _fake(seeds: Tensor, size: tuple[int, int, int], *_: Any) -> Tensor:
 
 define(SCHEMA, _reference)
 torch.library.register_fake("scrd_fast::simplex_noise", _fake)
+define_triton(SCHEMA, _fake)

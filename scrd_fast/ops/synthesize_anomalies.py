@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops._checks import check_floating
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_triton
 from scrd_fast.ops.simplex_noise import simplex_noise
 
 __all__ = ["synthesize_anomalies"]
@@ -170,3 +170,5 @@ define(INPLACE_SCHEMA, _reference_)
 torch.library.register_fake("scrd_fast::synthesize_anomalies", _fake)
 torch.library.register_fake("scrd_fast::synthesize_anomalies_", _fake_)
 torch.library.register_autograd("scrd_fast::synthesize_anomalies", _backward)
+define_triton(SCHEMA, _fake, _backward)
+define_triton(INPLACE_SCHEMA, _fake_)

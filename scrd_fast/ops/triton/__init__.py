@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators in Triton. Only their first use imports this, since it imports Triton.
+
+Under TRITON_INTERPRET=1, set before Triton is imported, the kernels run on the CPU in Triton's interpreter.
+"""
+
+from scrd_fast.ops.triton.simplex_noise import INTERPRETED, simplex_noise
+from scrd_fast.ops.triton.synthesize_anomalies import synthesize_anomalies, synthesize_anomalies_
+
+__all__ = ["INTERPRETED", "simplex_noise", "synthesize_anomalies", "synthesize_anomalies_"]
