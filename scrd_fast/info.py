@@ -24,7 +24,7 @@ from scrd_fast import __version__
 
 __all__ = ["collect", "render", "usable"]
 
-# Those of the build, of the tests (SCRD_FAST_DATA) and of torch's choice of GPUs.
+# Those of the build, of the tests (SCRD_FAST_DATA, SCRD_FAST_ISA) and of torch's choice of GPUs.
 VARIABLES = (
     "SCRD_FAST_CUDA",
     "SCRD_FAST_NATIVE",
@@ -35,6 +35,7 @@ VARIABLES = (
     "CUDA_PATH",
     "CXX",
     "SCRD_FAST_DATA",
+    "SCRD_FAST_ISA",
     "CUDA_VISIBLE_DEVICES",
 )
 GIB = 2**30
@@ -156,8 +157,10 @@ def _guarded_build() -> dict[str, Any]:
 
 
 def _libraries() -> list[dict[str, Any]]:
-    states = importlib.import_module("scrd_fast.ops._library").libraries()
-    return [dataclasses.asdict(state) | {"path": str(state.path)} for state in states]
+    library = importlib.import_module("scrd_fast.ops._library")
+    facts = [dataclasses.asdict(state) | {"path": str(state.path)} for state in library.libraries()]
+    facts[0]["instruction set"] = library.cpu_isa()
+    return facts
 
 
 def _operators() -> dict[str, dict[str, str]]:

@@ -100,36 +100,38 @@ struct Vertex {
 };
 
 /// Decisions about a point (x, y, z) of the unit cube that a cell becomes when it is stretched, as six bits.
-/// Plain choices between values and no branches, so that compilers make vector code of it.
-/// Octahedron, bit 5 set: which of the sums x + y, x + z, y + z exceed 1 (bits 0 to 2), and whether the third
-/// sum replaces the first (bit 3) or the second (bit 4) as one of the two closest to 1. Tetrahedra: which of
-/// the two closest corners z replaces (bits 0, 1), which is the closer (bit 2), whether the tetrahedron's own
-/// corner is closer than one of them (bit 3), and which tetrahedron it is (bit 4).
+/// Every bit is one comparison, and there are no branches, so that compilers make vector code of it.
+/// Octahedron, bit 5 set: which of the sums x + y, x + z, y + z exceed 1 (bits 0 to 2); whether the first is
+/// closer to 1 than the second, or as close (bit 3); whether the third replaces that one (bit 4). Tetrahedra:
+/// whether the corner on x is the closer one of x and y, or as close (bit 0); whether that on z replaces the
+/// other (bit 1); of the two corners that are left, in the order x, y with z in the other's place, whether
+/// the second is the closer (bit 2); whether the tetrahedron's own corner is closer than one of them (bit 3);
+/// which of the two tetrahedra it is (bit 4).
 SCRD_HOST_DEVICE inline int64_t region_code(double x, double y, double z) {
   const double sum = x + y + z;
   const double mirror = sum >= 2 ? -1 : 1;  // corner 111 is seen as corner 000 of the mirrored cell
   const double tx = x * mirror, ty = y * mirror, tz = z * mirror;
   const double origin = sum >= 2 ? sum - 3 : 1 - sum;
-  const int64_t x_first = tx >= ty ? 1 : 0;
-  const int64_t z_for_y = tz > ty ? x_first : 0, z_for_x = tz > tx ? 1 - x_first : 0;
-  const double a = z_for_x != 0 ? tz : tx, b = z_for_y != 0 ? tz : ty;
-  const double farther = a < b ? a : b;
-  const int64_t tetrahedron =
-      z_for_y + 2 * z_for_x + (b > a ? 4 : 0) + (origin > farther ? 8 : 0) + (sum >= 2 ? 16 : 0);
+  const double closer = tx >= ty ? tx : ty, other = tx >= ty ? ty : tx;
+  const double left = tz > other ? tz : other;
+  const double a = tx >= ty ? closer : left, b = tx >= ty ? left : closer;
+  const double farther = closer < left ? closer : left;
+  const int64_t tetrahedron = (tx >= ty ? 1 : 0) + (tz > other ? 2 : 0) + (b > a ? 4 : 0) +
+                              (origin > farther ? 8 : 0) + (sum >= 2 ? 16 : 0);
 
   const double xy = x + y, xz = x + z, yz = y + z;
   const double xy_far = fabs(xy - 1), xz_far = fabs(xz - 1), yz_far = fabs(yz - 1);
-  const int64_t xy_first = xy_far <= xz_far ? 1 : 0;
-  const int64_t octahedron = 32 + (xy > 1 ? 1 : 0) + (xz > 1 ? 2 : 0) + (yz > 1 ? 4 : 0) +
-                             (xy_far < yz_far ? 8 * xy_first : 0) +
-                             (xz_far < yz_far ? 16 - 16 * xy_first : 0);
-  return sum <= 1 || sum >= 2 ? tetrahedron : octahedron;
+  const double near = xy_far <= xz_far ? xy_far : xz_far;
+  const int64_t octahedron = (xy > 1 ? 1 : 0) + (xz > 1 ? 2 : 0) + (yz > 1 ? 4 : 0) +
+                             (xy_far <= xz_far ? 8 : 0) + (near < yz_far ? 16 : 0) + 32;
+  const int64_t high_or_between = sum >= 2 ? tetrahedron : octahedron;
+  return sum <= 1 ? tetrahedron : high_or_between;
 }
 
 /// The two extra vertices of the tetrahedron at corner 000.
 SCRD_HOST_DEVICE constexpr void tetrahedron_extras(int code, Vertex* extras) {
   const int a = (code & 3) == 2 ? 4 : 1,
-            b = (code & 1) != 0 ? 4 : 2;  // the two closest of the three neighbours
+            b = (code & 3) == 3 ? 4 : 2;  // the two closest of the three neighbours
   if ((code & 8) != 0) {
     const int closest = (code & 4) != 0 ? b : a, other = closest == 1 ? 2 : 1;
     extras[0] = {closest, other, -1};
@@ -145,7 +147,7 @@ SCRD_HOST_DEVICE constexpr void tetrahedron_extras(int code, Vertex* extras) {
 SCRD_HOST_DEVICE constexpr void octahedron_extras(int code, Vertex* extras) {
   int a = 4, b = 2;
   bool a_far = (code & 1) != 0, b_far = (code & 2) != 0;
-  if ((code & 8) != 0) {
+  if ((code & 24) == 24) {
     a = 1;
     a_far = (code & 4) != 0;
   } else if ((code & 16) != 0) {

@@ -62,29 +62,41 @@ void convert(const From* from, To* to) {
   for (int i = 0; i < kLanes; ++i) to[i] = static_cast<To>(from[i]);
 }
 
-void find_cells(const Points& points, double frequency, Cells& cells) {
+/// Pixel coordinates in double, which all octaves multiply.
+struct Pixels {
+  alignas(64) double x[kLanes], y[kLanes], z[kLanes];
+};
+
+void find_cells(const Pixels& pixels, double frequency, Cells& cells) {
   // 64-bit lanes first, narrowed afterwards: a loop of mixed widths would run out of registers.
-  alignas(64) double dx[kLanes], dy[kLanes], dz[kLanes];
-  alignas(64) uint64_t x[kLanes], y[kLanes], z[kLanes], code[kLanes];
+  alignas(64) double x[kLanes], y[kLanes], z[kLanes];
+  alignas(64) uint64_t cell_x[kLanes], cell_y[kLanes], cell_z[kLanes], code[kLanes];
 #pragma omp simd
   for (int i = 0; i < kLanes; ++i) {
-    const Place place = locate(points.x[i] * frequency, points.y[i] * frequency, points.z[i] * frequency);
-    const double third = (place.x + place.y + place.z) * (1.0 / 3);
-    x[i] = low_bits(place.cell_x);
-    y[i] = low_bits(place.cell_y);
-    z[i] = low_bits(place.cell_z);
-    dx[i] = place.x + third;
-    dy[i] = place.y + third;
-    dz[i] = place.z + third;
-    code[i] = static_cast<uint64_t>(region_code(place.x, place.y, place.z));
+    const Place place = locate(pixels.x[i] * frequency, pixels.y[i] * frequency, pixels.z[i] * frequency);
+    cell_x[i] = low_bits(place.cell_x);
+    cell_y[i] = low_bits(place.cell_y);
+    cell_z[i] = low_bits(place.cell_z);
+    x[i] = place.x;
+    y[i] = place.y;
+    z[i] = place.z;
   }
-  convert(x, cells.x);
-  convert(y, cells.y);
-  convert(z, cells.z);
-  convert(dx, cells.dx);
-  convert(dy, cells.dy);
-  convert(dz, cells.dz);
+#pragma omp simd
+  for (int i = 0; i < kLanes; ++i) code[i] = static_cast<uint64_t>(region_code(x[i], y[i], z[i]));
+  convert(cell_x, cells.x);
+  convert(cell_y, cells.y);
+  convert(cell_z, cells.z);
   convert(code, cells.code);
+  convert(x, cells.dx);
+  convert(y, cells.dy);
+  convert(z, cells.dz);
+#pragma omp simd
+  for (int i = 0; i < kLanes; ++i) {
+    const float third = (cells.dx[i] + cells.dy[i] + cells.dz[i]) * (1.0f / 3);
+    cells.dx[i] += third;
+    cells.dy[i] += third;
+    cells.dz[i] += third;
+  }
 }
 
 void find_vertices(const Cells& cells, float amplitude, Geometry& geometry) {
@@ -207,9 +219,13 @@ void sum_octaves(const SeedState* seeds, int count, const Fractal& fractal, floa
 
 void opensimplex(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
                  float (*out)[kLanes]) {
+  Pixels pixels;
+  convert(points.x, pixels.x);
+  convert(points.y, pixels.y);
+  convert(points.z, pixels.z);
   const auto find = [&](double frequency, float amplitude, Geometry& geometry) {
     Cells cells;
-    find_cells(points, frequency, cells);
+    find_cells(pixels, frequency, cells);
     find_vertices(cells, amplitude / kNorm, geometry);
   };
   sum_octaves<Geometry>(seeds, count, fractal, out, find, add_gradients);

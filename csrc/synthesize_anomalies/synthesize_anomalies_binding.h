@@ -29,7 +29,8 @@ inline void check(const Tensor& images, const Tensor& boxes, const Tensor& seeds
                   const std::optional<Tensor>& std) {
   STD_TORCH_CHECK(images.dim() == 4, "images must be [N, C, H, W]");
   const int64_t n = images.size(0), c = images.size(1);
-  const double values = static_cast<double>(c) * static_cast<double>(images.size(2)) * static_cast<double>(images.size(3));
+  const double values =
+      static_cast<double>(c) * static_cast<double>(images.size(2)) * static_cast<double>(images.size(3));
   STD_TORCH_CHECK(values < 2147483648.0, "an image must have fewer than 2^31 values");
   STD_TORCH_CHECK(
       boxes.scalar_type() == ScalarType::Int && boxes.dim() == 2 && boxes.size(0) == n && boxes.size(1) == 4,

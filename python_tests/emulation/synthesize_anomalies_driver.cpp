@@ -23,10 +23,9 @@ void run_with(const Arguments& arguments) {
   }
   const auto variant =
       arguments.text("variant") == "hashed" ? simplex::Variant::kHashed : simplex::Variant::kOpenSimplex;
-  anomalies::launch_synthesize_anomalies(variant, images, boxes.data(), seeds.data(),
-                                         static_cast<float>(arguments.number("strength")),
-                                         arguments.has("std") ? std.data() : nullptr,
-                                         {arguments.integer("octaves"), 0.6, 0.25}, nullptr);
+  anomalies::launch_synthesize_anomalies(
+      variant, images, boxes.data(), seeds.data(), static_cast<float>(arguments.number("strength")),
+      arguments.has("std") ? std.data() : nullptr, {arguments.integer("octaves"), 0.6, 0.25}, nullptr);
   arguments.give(memory);
 }
 

@@ -36,7 +36,9 @@ def emulated(images: Tensor, build: str, std: Tensor | None, variant: str, **opt
         "synthesize_anomalies", build, bits.numpy().dtype, images=bits.numpy(), shape=shape, variant=variant,
         boxes=BOXES.numpy(), seeds=SEEDS.numpy(), dtype=str(images.dtype).removeprefix("torch."), **arguments,
     )  # fmt: skip
-    return torch.from_numpy(changed).view(images.dtype).as_strided(images.shape, images.stride(), images.storage_offset())
+    return (
+        torch.from_numpy(changed).view(images.dtype).as_strided(images.shape, images.stride(), images.storage_offset())
+    )
 
 
 def make_images(dtype: torch.dtype, layout: str) -> Tensor:
@@ -80,7 +82,9 @@ def test_nothing_outside_the_boxes_changes(variant: str) -> None:
 def test_gives_the_same_bits_in_every_order(build: str) -> None:
     images = make_images(torch.float32, "contiguous")
     first, *others = (
-        emulated(images, build, None, "opensimplex", order=order, random_seed=seed) for order in ORDERS for seed in (1, 2)
+        emulated(images, build, None, "opensimplex", order=order, random_seed=seed)
+        for order in ORDERS
+        for seed in (1, 2)
     )
     assert all(torch.equal(first, other) for other in others)
 

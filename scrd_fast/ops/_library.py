@@ -12,6 +12,7 @@ by name. Triton itself is imported when one of them first runs.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -32,6 +33,7 @@ __all__ = [
     "LibraryState",
     "build_info",
     "choose",
+    "cpu_isa",
     "define",
     "define_triton",
     "libraries",
@@ -99,6 +101,18 @@ _STATES = {name: _load(name) for name in ("cpu", "cuda")}
 
 def libraries() -> list[LibraryState]:
     return list(_STATES.values())
+
+
+def cpu_isa() -> str | None:
+    """The instruction set of the CPU kernels in use: the newest that was built and that this CPU has, or the one that
+    SCRD_FAST_ISA asked for when they were first used. None without kernels, or where it asks for what is not there."""
+    state = _STATES["cpu"]
+    if state.state != "loaded":
+        return None
+    ask = ctypes.CDLL(str(state.path)).scrd_fast_isa
+    ask.restype = ctypes.c_char_p
+    name = ask()
+    return None if name is None else str(name.decode())
 
 
 def define(schema: str, reference: Callable[..., Any]) -> None:
