@@ -6,6 +6,7 @@ NEWER := .venv-newer
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/emulation/*.h python_tests/emulation/*.cpp)
 
 .PHONY: help install test test-newer-torch lint format demo bench clean
 
@@ -41,12 +42,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 demo: install
 	$(BIN)/python examples/demo/run.py demo
