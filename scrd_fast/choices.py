@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Device", "Fit", "Intensity", "Objective", "Precision", "Score", "Switch"]
+__all__ = ["Device", "Fit", "Intensity", "Noise", "Objective", "Precision", "Score", "Switch"]
 
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
 Score = Literal["mean", "max", "top1", "top5"]
@@ -13,4 +13,5 @@ Precision = Literal["32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["stretch", "pad"]
 Intensity = Literal["auto", "range", "percentile"]
+Noise = Literal["opensimplex", "hashed"]
 Switch = Literal["on", "off"]

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from scrd_fast.choices import Device, Fit, Intensity, Objective, Precision, Score, Switch
+from scrd_fast.choices import Device, Fit, Intensity, Noise, Objective, Precision, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.verbs import run, verb
 
@@ -72,6 +72,7 @@ def train(
     iterations: Annotated[int, typer.Option(help="Steps.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Fixes weights, order and noise.")] = 0,
     strength: Annotated[float, typer.Option(help="Strength of the synthetic anomalies.")] = 0.2,
+    noise: Annotated[Noise, typer.Option(help="Noise of the synthetic anomalies.")] = "opensimplex",
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     precision: PrecisionOption = "32",
     device: DeviceOption = "auto",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from scrd_fast.choices import Device, Fit, Intensity, Objective, Precision, Score
+from scrd_fast.choices import Device, Fit, Intensity, Noise, Objective, Precision, Score
 from scrd_fast.config import Preprocessing, Strict, check_map_weights
 
 __all__ = ["TrainSettings"]
@@ -28,6 +28,7 @@ class TrainSettings(Strict):
     iterations: Annotated[int, Field(ge=1)] = 40_000
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     strength: Annotated[float, Field(ge=0, le=10)] = 0.2
+    noise: Noise = "opensimplex"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     precision: Precision = "32"
     device: Device = "auto"

@@ -204,9 +204,12 @@ class _Loop:
         return parts
 
     def _noisy(self, images: Tensor, iteration: int) -> Tensor:
-        generator = torch.Generator(images.device).manual_seed(_mix(self.settings.seed, 2, iteration))
+        settings = self.settings
+        generator = torch.Generator(images.device).manual_seed(_mix(settings.seed, 2, iteration))
         boxes, seeds = draw_anomalies(images.shape[0], images.shape[2], generator)
-        return synthesize_anomalies(images, boxes, seeds, strength=self.settings.strength, std=self.std)
+        return synthesize_anomalies(
+            images, boxes, seeds, strength=settings.strength, std=self.std, variant=settings.noise
+        )
 
     def _resume(self, log: Callable[[str], None]) -> int:
         state = self.checkpoints.load_newest(self.fabric.device)

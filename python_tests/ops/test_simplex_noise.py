@@ -191,7 +191,7 @@ GOOD: dict[str, Any] = {"seeds": torch.tensor([1]), "size": (1, 2, 3)}
         ({"frequency": 0.0}, ValueError, "frequency must be positive and"),
         ({"frequency": 2.0**12}, ValueError, "frequency * 2^octaves below 2^16, got 4096.0"),
         ({"frequency": float("inf")}, ValueError, "got inf"),
-        ({"variant": "hashed"}, ValueError, "variant must be one of opensimplex, got 'hashed'"),
+        ({"variant": "perlin"}, ValueError, "variant must be one of opensimplex, hashed, got 'perlin'"),
         ({"backend": "cuda"}, ValueError, "one of auto, reference, native, triton, got 'cuda'"),
         ({"backend": "triton"}, UnavailableError, "simplex_noise has no Triton kernel yet"),
     ],
