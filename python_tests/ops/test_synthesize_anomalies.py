@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from tolerances import TOLERANCES
 from torch import Tensor
 
-from scrd_fast.errors import UnavailableError
 from scrd_fast.ops import synthesize_anomalies
+from scrd_fast.synthesis import draw_anomalies
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-BACKENDS = ["auto", "reference"]
+BACKENDS = ["auto", "native", "reference"]
 BOXES = torch.tensor([[0, 0, 10, 12], [5, 7, 3, 1], [19, 17, 1, 2]], dtype=torch.int32)
 SEEDS = torch.tensor([3, -5, 2**60])
 
@@ -67,14 +67,46 @@ def test_equals_the_published_noise(
 
 
 @pytest.mark.cuda
-def test_cuda_equals_cpu() -> None:
-    images = layouts(torch.float32)["contiguous"]
-    actual = synthesize_anomalies(images.cuda(), BOXES.cuda(), SEEDS.cuda())
+@pytest.mark.parametrize("variant", ["opensimplex", "hashed"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("std", [None, torch.tensor([0.229, 0.224, 0.225])], ids=["plain", "normalised"])
+def test_cuda_equals_cpu(std: Tensor | None, dtype: torch.dtype, layout: str, variant: str) -> None:
+    images = layouts(dtype)[layout]
+    on_gpu = None if std is None else std.cuda()
+    actual = synthesize_anomalies(
+        images.cuda(), BOXES.cuda(), SEEDS.cuda(), std=on_gpu, variant=variant, backend="native"
+    )
     torch.testing.assert_close(
         actual.cpu(),
-        synthesize_anomalies(images, BOXES, SEEDS),
-        **TOLERANCES["synthesize_anomalies", torch.float32]._asdict(),
+        synthesize_anomalies(images, BOXES, SEEDS, std=std, variant=variant),
+        **TOLERANCES["synthesize_anomalies", dtype]._asdict(),
     )
+
+
+@pytest.mark.cuda
+def test_cuda_runs_in_a_graph_with_the_drawing_of_the_boxes() -> None:
+    """Each replay draws boxes and seeds of its own, and nothing waits for the device."""
+    images, generator = torch.zeros(4, 3, 96, 96, device="cuda"), torch.Generator("cuda").manual_seed(5)
+
+    def step() -> Tensor:
+        return synthesize_anomalies(images, *draw_anomalies(4, 96, generator))
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    first = captured.clone()
+    graph.replay()
+    for result in (first, captured):
+        assert ((result != 0).flatten(1).sum(1) >= 3 * 10 * 10 // 2).all()
+    assert not torch.equal(first, captured)
 
 
 @pytest.mark.cuda
@@ -162,7 +194,9 @@ I3 = torch.rand(3, 3, 20, 19)
         (I3, BOXES - 1, SEEDS, {}, ValueError, r"boxes\[0\] must lie inside"),
         (I3, BOXES, SEEDS, {"octaves": 0}, ValueError, "octaves must be 1 to 32"),
         (I3, BOXES, SEEDS, {"variant": "perlin"}, ValueError, "variant must be one of"),
-        (I3, BOXES, SEEDS, {"backend": "native"}, UnavailableError, "no native kernel"),
+        (I3, BOXES, SEEDS, {"frequency": -1.0}, ValueError, "frequency must be positive"),
+        (I3[:1].expand(3, 3, 20, 19), BOXES, SEEDS, {"inplace": True}, ValueError, "images must not share memory"),
+        (I3.to("meta"), BOXES, SEEDS, {}, ValueError, "boxes must be on the images' device meta, got cpu"),
     ],
 )
 def test_bad_input_is_named(
@@ -170,3 +204,17 @@ def test_bad_input_is_named(
 ) -> None:
     with pytest.raises(error, match=text):
         synthesize_anomalies(images, boxes, seeds, **options)
+
+
+def test_the_kernel_itself_protects_memory() -> None:
+    kernel, rest = torch.ops.scrd_fast.synthesize_anomalies_, (2, 0.6, 1 / 32, "opensimplex")
+    with pytest.raises(RuntimeError, match=r"images must be \[N, C, H, W\]"):
+        kernel(I3[0], BOXES, SEEDS, 0.2, None, *rest)
+    with pytest.raises(RuntimeError, match="boxes must be int32"):
+        kernel(I3, BOXES[:2], SEEDS, 0.2, None, *rest)
+    with pytest.raises(RuntimeError, match="seeds must be int64"):
+        kernel(I3, BOXES, SEEDS[:2], 0.2, None, *rest)
+    with pytest.raises(RuntimeError, match="std must be float32"):
+        kernel(I3, BOXES, SEEDS, 0.2, torch.ones(2), *rest)
+    with pytest.raises(RuntimeError, match="not implemented for 'Int'"):
+        kernel(I3.int(), BOXES, SEEDS, 0.2, None, *rest)

@@ -29,7 +29,7 @@ from torch import Tensor
 from scrd_fast.ops._checks import check_choice
 from scrd_fast.ops._library import choose, define, define_triton
 
-__all__ = ["simplex_noise"]
+__all__ = ["check_noise", "simplex_noise"]
 
 VARIANTS = ("opensimplex", "hashed")
 SCHEMA = (
@@ -50,12 +50,14 @@ def simplex_noise(
     """A block of fractal noise of size (D, H, W) for each seed, on the seeds' device. No gradient.
 
     `frequency` is the first octave's, in cycles per pixel; each octave doubles it and weighs `persistence`
-    times the one before. A seed gives the same bits in any batch and on any number of threads.
+    times the one before. A seed gives the same bits in any batch and on any number of threads; backends and
+    instruction sets differ by at most 3e-6 for the default octaves and persistence.
 
-    `variant="opensimplex"` is the published noise, seed for seed: every backend computes in float64 and rounds the
-    sum to float32 (relative error 6e-8). `variant="hashed"` is another noise of the same character, with four
-    vertices a point where that has up to eight and no table of permutations; range, variance and spectrum lie within
-    10 % of it.
+    `variant="opensimplex"` is the published noise, seed for seed that of the package `opensimplex`. Which vertices
+    contribute to a point is decided in float64 exactly as the package decides it, also where a pixel lies on the
+    border of two regions; what they add is float32. `variant="hashed"` is another noise of the same character, with
+    four vertices a point where that has up to eight, and no table of permutations; its range, variance and spectrum
+    lie within 10 % of the other's.
 
     Raises ValueError (shapes and values) or TypeError (types).
 
@@ -89,6 +91,13 @@ def _check(
         raise TypeError(f"size must be three integers (D, H, W), got {size!r}")
     if len(size) != 3 or min(size) < 1:
         raise ValueError(f"size must be three positive integers (D, H, W), got {size!r}")
+    if size[0] * size[1] * size[2] >= 2**31:
+        raise ValueError(f"size must have fewer than 2^31 elements, got {size!r}")
+    check_noise(octaves, persistence, frequency, variant)
+
+
+def check_noise(octaves: int, persistence: float, frequency: float, variant: str) -> None:
+    """The options that every operator with this noise has."""
     if not isinstance(octaves, int):
         raise TypeError(f"octaves must be an integer, got {octaves!r}")
     if not 1 <= octaves <= 32:

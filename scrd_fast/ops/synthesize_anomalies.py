@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scrd_fast.ops._checks import check_floating
 from scrd_fast.ops._library import choose, define, define_triton
-from scrd_fast.ops.simplex_noise import simplex_noise
+from scrd_fast.ops.simplex_noise import check_noise, simplex_noise
 
 __all__ = ["synthesize_anomalies"]
 
@@ -60,6 +60,7 @@ def synthesize_anomalies(
     (True, True)
     """
     _check(images, boxes, seeds, strength, std, inplace)
+    check_noise(octaves, persistence, frequency, variant)
     std = None if std is None else std.float()
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
     run = choose(name, backend, images.device, _reference_ if inplace else _reference)
