@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +16,6 @@ from scrd_fast.bench.remote import RemoteRunner, Worker
 from scrd_fast.bench.run import Session, chosen, variants
 from scrd_fast.errors import UnavailableError
 
-ROOT = Path(__file__).parents[2]
 PATCH = find("simplex_noise", "1 small patch")
 
 
@@ -141,14 +136,3 @@ def test_a_process_that_takes_too_long_is_given_up() -> None:
     assert not slow.alive
     with pytest.raises(RuntimeError, match="ended"):
         slow.ask(1.0, step="check")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_gpu_script_stops_without_a_gpu(tmp_path: Path) -> None:
-    script = [str(ROOT / "benchmarks" / "gpu.sh"), str(tmp_path / "out")]
-    done = subprocess.run(
-        script, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 4
-    assert "finds no NVIDIA GPU" in done.stderr
-    assert not (tmp_path / "out").exists()

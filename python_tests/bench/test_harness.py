@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from scrd_fast.bench.harness import LocalRunner, Row, Tolerance, measure, worst
 from scrd_fast.bench.results import plain
 from scrd_fast.bench.roofline import Peaks
 from scrd_fast.bench.run import judge
-from scrd_fast.bench.timing import CpuClock, CudaClock, Rotation, Summary
+from scrd_fast.bench.timing import CpuClock, CudaClock, Rotation, Summary, cache_bytes, cores
 from scrd_fast.errors import UnavailableError
 
 NO_TIME = {"times": {}, "compile_s": None, "rate": None, "percent": None, "ratios": {}}
@@ -172,6 +174,21 @@ def test_every_contender_has_its_turn_in_every_round() -> None:
     rows = measure(case(), [Fake(name) for name in "abc"], SCHEDULE)
     assert log == [*"abc", *"bca", *"cab"]
     assert [row.times["wall_warm"].n for row in rows] == [3, 3, 3]
+
+
+def test_caches_are_counted_once(tmp_path: Path) -> None:
+    mine = cores()[0]
+    for i, (level, kind, size) in enumerate(
+        [("1", "Data", "32K"), ("1", "Instruction", "64K"), ("2", "Unified", "1024K"), ("3", "Unified", "8M")]
+    ):
+        folder = tmp_path / f"cpu{mine}" / "cache" / f"index{i}"
+        folder.mkdir(parents=True)
+        for name, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", str(mine))):
+            (folder / name).write_text(text + "\n")
+    # The second level seen once more, as another processor sees a shared cache.
+    shutil.copytree(tmp_path / f"cpu{mine}" / "cache" / "index2", tmp_path / f"cpu{mine}" / "cache" / "index9")
+    assert cache_bytes(tmp_path) == 32 * 1024 + 2**20 + 8 * 2**20
+    assert cache_bytes(tmp_path / "none") == 64 * 2**20
 
 
 def test_inputs_take_turns() -> None:

@@ -80,7 +80,7 @@ class Schedule:
     rounds: int = 9
     slot: float = 0.05
     limit: float = 30.0
-    compile_limit: float = 300.0
+    compile_limit: float = 180.0
     rotations: int = 3
 
 
