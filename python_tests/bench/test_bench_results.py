@@ -77,6 +77,12 @@ def test_a_failing_row_fails_the_command_and_has_no_time(results: dict[str, Any]
     assert render(results).endswith("1 rows FAIL")
 
 
+def test_a_busy_machine_is_pointed_out(results: dict[str, Any]) -> None:
+    for average, busy in ((0.1, False), (3.0, True), (None, False)):
+        results["before"]["load_1min"] = average
+        assert ("BUSY" in render(results)) is busy
+
+
 def test_json_comes_back_as_it_was(results: dict[str, Any], tmp_path: Path) -> None:
     save(tmp_path / "again.json", results)
     assert load(tmp_path / "again.json") == results
