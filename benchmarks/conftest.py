@@ -7,7 +7,6 @@ contenders of a case take turns, adds cold and device time and the share of the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from scrd_fast.bench.harness import Case, Contender, Schedule, quick
 from scrd_fast.bench.run import Session
+from scrd_fast.bench.timing import cores
 from scrd_fast.device import pick_device
 from scrd_fast.errors import UnavailableError
 
@@ -25,9 +25,7 @@ Contest = Callable[[Case, Contender], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the operators run")
-    parser.addoption(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads; default: all cores"
-    )
+    parser.addoption("--threads", type=int, default=len(cores()), help="CPU threads; default: all cores")
 
 
 @pytest.fixture(scope="session")

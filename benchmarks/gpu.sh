@@ -1,12 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Everything that needs an NVIDIA GPU, within ten minutes and without a network: builds the libraries in place, runs the
-# tests marked `cuda`, compute-sanitizer and the GPU's benchmarks.
+# Everything that needs an NVIDIA GPU, within ten minutes and without a network: builds the libraries in place, runs
+# the tests marked `cuda`, compute-sanitizer and the GPU's benchmarks.
 #
 #   benchmarks/gpu.sh [--no-build] [FOLDER FOR THE JSON, default benchmarks/results]
 #
-# Wants python (PYTHON, default python3) with torch, nvcc for torch's CUDA version, and the modules named below, which may
-# come from PYTHONPATH. Builds for TORCH_CUDA_ARCH_LIST, default 9.0. `--no-build` takes the libraries that are there.
+# Wants python (PYTHON, default python3) with torch, nvcc for torch's CUDA version, and the modules named below, which
+# may come from PYTHONPATH. Builds for TORCH_CUDA_ARCH_LIST, default 9.0. `--no-build` takes the libraries that are
+# there.
 # Exit codes: 0 all passed, 1 a step failed, 2 usage, 4 no GPU or something missing.
 set -u
 python=${PYTHON:-python3}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import scrd_fast
+from scrd_fast.bench.timing import cores
 
 __all__ = ["commit", "machine", "state", "versions"]
 
@@ -28,7 +29,6 @@ QUERY = {
     "power_w": "power.draw",
     "power_limit_w": "power.limit",
     "temperature_c": "temperature.gpu",
-    "throttle_mask": "clocks_throttle_reasons.active",
 }
 # Power cap, hardware slowdown, software and hardware thermal slowdown, power brake (nvml.h); idling is none of them.
 THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
@@ -45,7 +45,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),
         "cpu_family_model": f"{fields.get('cpu family', '?')}/{fields.get('model', '?')}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(cores()),
         "flags": [flag for flag in FLAGS if flag in flags],
         "platform": platform.platform(),
         "gpu": None,
@@ -77,21 +77,28 @@ def _nvidia_smi(index: int) -> dict[str, Any]:
     # nvidia-smi counts all GPUs, torch those that it may see.
     uuid = str(torch.cuda.get_device_properties(index).uuid)
     uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-    command = [program, f"--id={uuid}", f"--query-gpu={','.join(QUERY.values())}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": str(error)}
-    return _parse(done.stdout if done.returncode == 0 else "", done.stdout + done.stderr)
+    facts: dict[str, Any] = {}
+    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # the new name, the old one
+        fields = ",".join([*QUERY.values(), reasons])
+        command = [program, f"--id={uuid}", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return {"error": str(error)}
+        facts = _parse(done.stdout if done.returncode == 0 else "", done.stdout + done.stderr)
+        if "error" not in facts:
+            break
+    return facts
 
 
 def _parse(text: str, said: str = "") -> dict[str, Any]:
     """One line of nvidia-smi. A value that the card does not give is None."""
     values = [value.strip() for value in text.strip().split(",")]
-    if len(values) != len(QUERY):
+    names = [*QUERY, "throttle_mask"]
+    if len(values) != len(names):
         return {"error": f"nvidia-smi: {' '.join((said or text).split())[:200]}"}
     facts: dict[str, Any] = {}
-    for name, value in zip(QUERY, values, strict=True):
+    for name, value in zip(names, values, strict=True):
         facts[name] = value if name in ("name", "driver", "throttle_mask") else _number(value)
     try:
         facts["throttled"] = bool(int(facts["throttle_mask"], 16) & THROTTLED)

@@ -56,6 +56,8 @@ class Worker:
         """The answer. UnavailableError where the worker says so; RuntimeError for its other errors or its end."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if not self.alive:
+            raise RuntimeError(f"its process ended with exit code {self._process.returncode}")
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
             self._process.stdin.flush()
@@ -159,8 +161,10 @@ class _Server:
             self._clocks[request["device"]] = clock_for(device)
         expected = torch.load(request["expected"], weights_only=True)
         inputs = [case.inputs(seed, device) for seed in request["seeds"]]
-        self._runner = LocalRunner(case, contender, device, inputs, expected, self._clocks[request["device"]])
-        return self._runner.open()
+        runner = LocalRunner(case, contender, device, inputs, expected, self._clocks[request["device"]])
+        facts = runner.open()
+        self._runner = runner
+        return facts
 
 
 def _serve(threads: int) -> None:

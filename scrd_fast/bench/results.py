@@ -129,19 +129,21 @@ def plot(results: Results, path: Path) -> None:
     cases = list(dict.fromkeys((row["op"], row["case"]) for row in results["rows"]))
     groups = [[r for r in results["rows"] if (r["op"], r["case"]) == case] for case in cases]
     figure = Figure(figsize=(9, sum(1 + 0.28 * len(group) for group in groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[3 + len(group) for group in groups])[:, 0]
+    axes = figure.subplots(
+        len(groups), 1, squeeze=False, sharex=True, height_ratios=[3 + len(group) for group in groups]
+    )[:, 0]
     for axis, case, group in zip(axes, cases, groups, strict=True):
         names = [f"{r['contender']} {r['variant']} ({r['device']})" for r in group]
         rates = [r["rate"] or 0 for r in group]
         axis.barh(range(len(group)), rates)
         axis.set_yticks(range(len(group)), names, fontsize=7)
         axis.invert_yaxis()
-        if any(rates):
-            axis.set_xscale("log")
         for i, row in enumerate(group):
             if row["status"] != "ok":
                 axis.text(0.01, i, row["status"], transform=axis.get_yaxis_transform(), va="center", fontsize=7)
         axis.set_title(f"{case[0]}: {case[1]}", fontsize=9)
+    if any(row["rate"] for row in results["rows"]):
+        axes[-1].set_xscale("log")  # of all, since they share it
     axes[-1].set_xlabel("octave samples per second (warm, wall time)")
     facts = (results["machine"]["gpu"] or {}).get("name") or results["machine"]["cpu"]
     figure.suptitle(f"{facts}, {results['threads']} threads, torch {results['versions']['torch']}", fontsize=9)

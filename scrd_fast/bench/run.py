@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from scrd_fast.bench.remote import RemoteRunner, Worker
 from scrd_fast.bench.results import SCHEMA, compare, load, plain, plot, save, to_csv
 from scrd_fast.bench.roofline import Peaks, Work, measure_peaks, percent
 from scrd_fast.bench.table import render
-from scrd_fast.bench.timing import Clock, Samples, clock_for
+from scrd_fast.bench.timing import Clock, Samples, clock_for, cores
 from scrd_fast.console import Console
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ScrdFastError, UnavailableError
@@ -43,7 +42,7 @@ class Session:
         self._case: Case | None = None
         self._inputs: dict[str, list[Any]] = {}
         self._right: dict[str, list[Tensor] | None] = {}
-        self._given_up: set[tuple[str, str]] = set()  # compilations, by operator and variant
+        self._given_up: set[tuple[str, str]] = set()  # contenders and their variants
 
     def clock(self, device: torch.device) -> Clock:
         if device.type not in self._clocks:
@@ -97,7 +96,7 @@ class Session:
     def _remote(self, case: Case, contender: Contender) -> Runner:
         device = self.device
         key = contender.isa or "compile"
-        if contender.compiles and (case.op, contender.variant) in self._given_up:
+        if contender.compiles and contender.key in self._given_up:
             return _Absent(contender, device.type, "given up in a case before this one")
         if contender.isa is not None and (why := self._no_isa(contender.isa)):
             return _Absent(contender, device.type, why)
@@ -121,7 +120,7 @@ class Session:
 
     def note(self, rows: Sequence[Row]) -> None:
         """What took too long once is not tried again."""
-        self._given_up |= {(row.op, row.variant) for row in rows if "was given up" in row.reason}
+        self._given_up |= {(row.contender, row.variant) for row in rows if "was given up" in row.reason}
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -203,11 +202,10 @@ def bench(
         if path is not None and not path.parent.is_dir():
             raise ScrdFastError(f"{path.parent}: no such folder")
     device = pick_device(device_name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cases, schedule = select(ops, short), quick(Schedule()) if short else Schedule()
     if time_limit is not None:
         schedule = dataclasses.replace(schedule, compile_limit=min(schedule.compile_limit, time_limit / 4))
-    session = Session(device, schedule, seed, threads or cores)
+    session = Session(device, schedule, seed, threads or len(cores()))
     try:
         results = _measure(session, cases, short, time_limit, console.log)
     finally:

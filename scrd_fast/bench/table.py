@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["render"]
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+IDLE_LOAD = 0.5
 
 
 def seconds(value: float) -> str:
@@ -45,7 +46,7 @@ def _header(results: dict[str, Any]) -> list[str]:
         "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
         f"commit: {results['commit'] or 'unknown'}{dirty}; {results['time']}; seed {results['seed']}"
         + ("; quick" if results["quick"] else ""),
-        f"load before and after: {results['before']['load_1min']}, {results['after']['load_1min']}",
+        f"load before and after: {results['before']['load_1min']}, {results['after']['load_1min']}{_busy(results)}",
         *_peaks(results["peaks"]),
     ]
     if machine["gpu"]:
@@ -54,6 +55,12 @@ def _header(results: dict[str, Any]) -> list[str]:
             facts = results[when].get("gpu", {})
             lines.append(f"GPU {when}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     return lines
+
+
+def _busy(results: dict[str, Any]) -> str:
+    """What ran here before the measurement began was not ours."""
+    load = results["before"]["load_1min"]
+    return "; BUSY: other processes are in these numbers" if load is not None and load > IDLE_LOAD else ""
 
 
 def _peaks(peaks: dict[str, Any]) -> list[str]:

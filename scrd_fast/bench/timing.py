@@ -14,12 +14,13 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Clock", "CpuClock", "CudaClock", "Rotation", "Samples", "Summary", "clock_for", "last_level_cache"]
+__all__ = ["Clock", "CpuClock", "CudaClock", "Rotation", "Samples", "Summary", "cache_bytes", "clock_for", "cores"]
 
 MIB = 2**20
 LONG_CALL = 0.05  # seconds; such a call warms the caches itself, so that its first run counts
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are timed several at once, far above the timer's own cost
 LARGEST_INNER = 1000
+LARGEST_BUFFER = 2**30
 
 Samples = dict[str, list[float]]  # seconds by column: wall_warm, wall_cold, device_warm, device_cold
 
@@ -81,18 +82,26 @@ class Clock(Protocol):
         ...
 
 
-def last_level_cache() -> int:
-    """Bytes of the largest cache of the first processor; 64 MiB where the system does not say."""
-    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    found = [int(text[1]) * {"K": 1024, "M": MIB}[text[2]] for s in sizes if (text := _size(s)) is not None]
-    return max(found, default=64 * MIB)
+def cores() -> list[int]:
+    """The processors that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def _size(path: Path) -> re.Match[str] | None:
-    try:
-        return re.match(r"(\d+)([KM])", path.read_text())
-    except OSError:
-        return None
+def cache_bytes(system: Path = Path("/sys/devices/system/cpu")) -> int:
+    """All data caches of these processors, a shared one once; 64 MiB where the system does not say."""
+    found: dict[tuple[str, ...], int] = {}
+    for core in cores():
+        for cache in system.glob(f"cpu{core}/cache/index*"):
+            try:
+                level, kind, shared, size = (
+                    (cache / name).read_text().strip() for name in ("level", "type", "shared_cpu_list", "size")
+                )
+            except OSError:
+                continue
+            number = re.fullmatch(r"(\d+)([KM])", size)
+            if number and kind != "Instruction":
+                found[level, kind, shared] = int(number[1]) * {"K": 1024, "M": MIB}[number[2]]
+    return sum(found.values()) or 64 * MIB
 
 
 class CpuClock:
@@ -101,8 +110,7 @@ class CpuClock:
     how = "wall"
 
     def __init__(self) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._buffer = torch.zeros((2 * last_level_cache() + 2 * cores * MIB) // 4)
+        self._buffer = torch.zeros(min(2 * cache_bytes(), LARGEST_BUFFER) // 4)
 
     def synchronize(self) -> None:
         return None
@@ -159,15 +167,29 @@ class CudaClock:
                 rotation()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         self.synchronize()
+        if self._waits(rotation):
+            return None
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 for _ in rotation.calls:
                     rotation()
-        except RuntimeError:  # it synchronises, allocates on the host or draws random numbers
+        except RuntimeError:  # something else that a graph cannot hold
             self.synchronize()
             return None
         return graph
+
+    def _waits(self, rotation: Rotation) -> bool:
+        """Whether a call waits for the device. Found out before a capture, which a wait would break off midway."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            rotation()
+        except RuntimeError:
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return False
 
     def sample(self, rotation: Rotation, graph: Any, slot: float) -> Samples:
         samples: Samples = {"wall_warm": [], "wall_cold": [], "device_warm": [], "device_cold": []}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real cases: their contenders compute the same numbers, here and in a process of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from made import CPU
+
+from scrd_fast.bench import simplex
+from scrd_fast.bench.cases import find, operators, select
+from scrd_fast.bench.harness import Case, Contender, Schedule, quick
+from scrd_fast.bench.remote import RemoteRunner, Worker
+from scrd_fast.bench.run import Session, chosen, variants
+from scrd_fast.errors import UnavailableError
+
+PATCH = find("simplex_noise", "1 small patch")
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    made = Session(CPU, quick(Schedule()), 0, torch.get_num_threads())
+    yield made
+    made.close()
+
+
+HERE = [
+    (case, c) for case in (PATCH, find("synthesize_anomalies", "16 images")) for c in case.contenders if not c.remote
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "contender"), HERE, ids=lambda value: " ".join(getattr(value, "key", [getattr(value, "op", "")]))
+)
+def test_contenders_agree_with_the_oracle(session: Session, case: Case, contender: Contender) -> None:
+    runner = session.runner(case, contender)
+    try:
+        runner.open()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    assert runner.check() <= 1
+
+
+def test_the_oracle_tells_seeds_apart() -> None:
+    """A check that every noise passes would be none: other seeds are wrong by far."""
+    mine, other = (PATCH.oracle(PATCH.inputs(seed, CPU), "opensimplex") for seed in (0, 1))
+    assert (mine - other).abs().max() > 1e-2
+    assert mine.dtype == torch.float64
+
+
+def test_cases_are_named_once_and_fit_the_command() -> None:
+    names = [(case.op, case.name) for case in select()]
+    assert len(set(names)) == len(names)
+    assert {case.op for case in select(quick=True)} == set(operators())
+    assert len(select(["simplex_noise"])) < len(names)
+    assert variants(PATCH) == ["opensimplex", "hashed"]
+    keys = [c.key for c in PATCH.contenders]
+    assert len(set(keys)) == len(keys)
+
+
+def test_each_device_has_its_contenders() -> None:
+    cpu = {c.name for c in chosen(PATCH, CPU, short=False)}
+    gpu = {c.name for c in chosen(PATCH, torch.device("cuda"), short=False)}
+    assert cpu - gpu == {f"scrd_fast {isa}" for isa in simplex.ISAS}
+    assert gpu - cpu == {"scrd_fast triton"}
+    assert cpu - {c.name for c in chosen(PATCH, CPU, short=True)} == {"torch.compile"}
+
+
+def test_flags_of_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert simplex.missing_flags("baseline") == []
+    monkeypatch.setitem(simplex.ISAS, "avx9", frozenset({"avx9f"}))
+    assert simplex.missing_flags("avx9") == ["avx9f"]
+    assert Session._no_isa("avx9") == "this processor has no avx9f"
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [(None, "has one instruction set"), ("avx2", "asked for baseline, the kernel runs avx2"), ("baseline", None)],
+)
+def test_a_row_never_bears_another_instruction_sets_name(
+    found: str | None, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simplex, "instruction_set", lambda: found)
+    if message is None:
+        simplex._require("baseline")
+    else:
+        with pytest.raises(UnavailableError, match=message):
+            simplex._require("baseline")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    made = Worker({}, 1)
+    yield made
+    made.stop()
+
+
+def remote(worker: Worker, name: str, wrong: float = 0.0) -> RemoteRunner:
+    contender = next(c for c in PATCH.contenders if c.key == (name, "opensimplex"))
+    seeds = [0, 1]
+    expected = [PATCH.oracle(PATCH.inputs(seed, CPU), "opensimplex") + wrong for seed in seeds]
+    return RemoteRunner(worker, PATCH, contender, CPU, seeds, expected, 60.0)
+
+
+def test_a_process_of_its_own_measures_and_checks(worker: Worker) -> None:
+    runner = remote(worker, "reference")
+    assert runner.open()["how"] == "wall"
+    assert runner.check() <= 1
+    assert {name: len(times) > 0 for name, times in runner.sample(1e-4).items()} == {
+        "wall_warm": True,
+        "wall_cold": True,
+    }
+    assert runner.check() <= 1
+    runner.close()
+    runner = remote(worker, "reference", wrong=1e-3)
+    runner.open()
+    assert runner.check() > 1
+    runner.close()
+
+
+def test_its_absences_and_errors_come_back(worker: Worker) -> None:
+    with pytest.raises(UnavailableError, match="Triton"):
+        remote(worker, "scrd_fast triton").open()
+    with pytest.raises(RuntimeError, match="nothing is open"):
+        worker.ask(60, step="check")
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        worker.ask(60, step="open", op="none", case="none", device="cpu")
+
+
+def test_a_process_that_takes_too_long_is_given_up() -> None:
+    slow = Worker({}, 1)
+    with pytest.raises(UnavailableError, match="check took more than 0 s and was given up"):
+        slow.ask(0.0, step="check")
+    assert not slow.alive
+    with pytest.raises(RuntimeError, match="ended"):
+        slow.ask(1.0, step="check")

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From measured rows to JSON, and from the JSON alone to the rest, through the command line."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import ENOUGH, case, contender, doubled
+
+from scrd_fast.bench import machine, run
+from scrd_fast.bench.results import SCHEMA, compare, load, save, to_csv
+from scrd_fast.bench.run import Session
+from scrd_fast.bench.table import render
+from scrd_fast.cli import main
+from scrd_fast.console import Console
+
+GOOD = contender("scrd_fast", doubled)
+REFERENCE = contender("reference", lambda x: x + x, on_cpu=True)
+WRONG = contender("wrong", lambda x: 3 * x)
+
+
+@pytest.fixture
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command measures a made-up case, and a machine of boundless speed."""
+    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE)])
+    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes: ENOUGH)
+
+
+@pytest.fixture
+def _with_failure(_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE, WRONG)])
+
+
+@pytest.fixture
+def results(_with_failure: None, tmp_path: Path) -> dict[str, Any]:
+    out = tmp_path / "made.json"
+    assert run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
+    return load(out)
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_command_writes_a_result_that_names_its_conditions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "b.json"
+    assert main(["bench", "--quick", "--device", "cpu", "--threads", "1", "--seed", "3", "--out", str(out)]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stdout == f"{out}\n"
+    found = json.loads(out.read_text())
+    assert found["schema"] == SCHEMA
+    assert (found["seed"], found["threads"], found["quick"]) == (3, 1, True)
+    assert found["machine"]["cpu"]
+    assert found["machine"]["cores"] >= 1
+    assert {"torch", "cuda", "triton", "numba", "opensimplex", "scrd_fast", "python"} <= set(found["versions"])
+    assert {"commit", "dirty", "time", "before", "after", "peaks", "build", "schedule"} <= set(found)
+    assert [row["status"] for row in found["rows"]] == ["ok", "ok"]
+    for text in (found["machine"]["cpu"], found["versions"]["torch"], "scrd_fast", "reference", "x reference"):
+        assert text in stderr
+
+
+def test_a_failing_row_fails_the_command_and_has_no_time(results: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "f.json"
+    assert main(["bench", "--device", "cpu", "--quick", "--out", str(out), "-q"]) == 1
+    row = next(r for r in json.loads(out.read_text())["rows"] if r["contender"] == "wrong")
+    assert row["status"] == "FAIL"
+    assert row["times"] == {}
+    assert row["rate"] is None
+    line = next(line for line in render(results).splitlines() if line.startswith("  wrong"))
+    assert "FAIL: wrong before the timing" in line
+    assert "s-" not in line.split("FAIL")[0]
+    assert render(results).endswith("1 rows FAIL")
+
+
+def test_a_busy_machine_is_pointed_out(results: dict[str, Any]) -> None:
+    for average, busy in ((0.1, False), (3.0, True), (None, False)):
+        results["before"]["load_1min"] = average
+        assert ("BUSY" in render(results)) is busy
+
+
+def test_json_comes_back_as_it_was(results: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path / "again.json", results)
+    assert load(tmp_path / "again.json") == results
+
+
+def changed(results: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    other = copy.deepcopy(results)
+    change(next(row for row in other["rows"] if row["contender"] == "scrd_fast"))
+    return other
+
+
+def scaled(column: str, factor: float) -> Callable[[dict[str, Any]], None]:
+    def change(row: dict[str, Any]) -> None:
+        row["times"][column]["median"] *= factor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "tolerance", "code", "text"),
+    [
+        (lambda row: None, 0.1, 0, "nothing is slower by more than 10%"),
+        (scaled("wall_warm", 1.05), 0.1, 0, "nothing is slower"),
+        (scaled("wall_warm", 1.05), 0.01, 1, "worse: double, three, scrd_fast, cpu, float32: wall_warm 1.05 times"),
+        (scaled("wall_cold", 1.3), 0.1, 1, "wall_cold 1.30 times"),
+        (scaled("wall_warm", 0.5), 0.1, 0, "better: double, three, scrd_fast, cpu, float32: wall_warm 2.00 times"),
+        (lambda row: row.update(status="FAIL", reason="wrong", times={}), 9.0, 1, "was ok, is FAIL (wrong)"),
+        (lambda row: row.update(contender="other"), 9.0, 1, "was ok, is absent"),
+    ],
+)
+def test_compare_exits_1_beyond_the_tolerance(
+    results: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], None],
+    tolerance: float,
+    code: int,
+    text: str,
+) -> None:
+    before, after = tmp_path / "a.json", tmp_path / "b.json"
+    save(before, results)
+    save(after, changed(results, change))
+    capsys.readouterr()
+    assert main(["bench", "--compare", str(before), str(after), "--tolerance", str(tolerance)]) == code
+    assert text in capsys.readouterr().out
+
+
+def test_a_row_that_was_not_ok_cannot_get_worse(results: dict[str, Any]) -> None:
+    bad = changed(results, lambda row: row.update(status="FAIL", times={}))
+    assert not compare(bad, bad, 0.0)[1]
+    assert not compare(bad, results, 1e9)[1]
+
+
+def test_another_machine_is_pointed_out(results: dict[str, Any]) -> None:
+    other = copy.deepcopy(results)
+    other["machine"]["cpu"] = "Z80"
+    other["threads"] = 64
+    lines, worse = compare(results, other, 0.1)
+    assert not worse
+    assert [line.split(":")[1].split()[1] for line in lines] == ["processor", "threads"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": "scrd_fast.bench/0"}', "{}"])
+def test_what_is_no_result_is_refused_in_one_line(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    assert main(["bench", "--results", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["bench", "--compare", str(path), str(tmp_path / "absent.json")]) == 2
+
+
+def test_csv_holds_every_row_exactly(results: dict[str, Any]) -> None:
+    lines = list(csv.DictReader(to_csv(results).splitlines()))
+    assert [line["contender"] for line in lines] == ["scrd_fast", "reference", "wrong"]
+    for line, row in zip(lines, results["rows"], strict=True):
+        for column in ("wall_warm", "wall_cold"):
+            for name in ("median", "p20", "p80", "n"):
+                stored = row["times"].get(column, {}).get(name)
+                assert line[f"{column}_{name}"] == ("" if stored is None else repr(stored))
+        assert line["device_warm_median"] == ""
+        assert line["rate"] == ("" if row["rate"] is None else repr(row["rate"]))
+    assert float(lines[0]["reference"]) == results["rows"][0]["ratios"]["reference"]
+    assert lines[0]["torch"] == results["versions"]["torch"]
+
+
+def test_csv_and_plot_are_made_from_the_json_alone(
+    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(run, "measure", None)  # nothing is measured
+    stored = tmp_path / "stored.json"
+    save(stored, results)
+    capsys.readouterr()
+    flags = ["--results", str(stored), "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "p.png")]
+    assert main(["bench", *flags]) == 0
+    assert (tmp_path / "t.csv").read_text() == to_csv(results)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == render(results) + "\n"
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_the_time_limit_leaves_cases_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD), case(GOOD)])
+    assert main(["bench", "--device", "cpu", "--time-limit", "0", "--out", str(tmp_path / "b.json"), "-q"]) == 0
+    found = load(tmp_path / "b.json")
+    assert found["left_out"] == ["double: three", "double: three"]
+    assert found["rows"] == []
+
+
+def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["bench", "--op", "simplex"]) == 2
+    assert "--op must be one of simplex_noise" in capsys.readouterr().err
+    assert main(["bench", "--out", str(tmp_path / "no" / "b.json")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_what_took_too_long_is_not_tried_again() -> None:
+    session = Session(run.torch.device("cpu"), run.Schedule(), 0, run.torch.get_num_threads())
+    slow = contender("torch.compile", doubled, compiles=True)
+    made = case(slow)
+    row = run.Row("double", "three", "torch.compile", "", "", None, "cpu", "float32", (3,))
+    row.drop("unavailable", "open took more than 300 s and was given up")
+    session.note([row])
+    with pytest.raises(run.UnavailableError, match="given up in a case before"):
+        session.runners(made, [slow])[0].open()
+
+
+def test_nvidia_smi_is_read() -> None:
+    """Values as an RTX 4090 gave them, then with the power cap at work, then a card that gives little."""
+    line = "NVIDIA GeForce RTX 4090, 550.54.14, 2520, 10501, 3105, 61.20, 450.00, 41, {}\n"
+    facts = machine._parse(line.format("0x0000000000000001"))
+    assert facts["clock_sm_mhz"] == 2520
+    assert facts["temperature_c"] == 41
+    assert facts["throttled"] is False
+    assert machine._parse(line.format("0x0000000000000004"))["throttled"] is True
+    assert machine._parse(line.format("0x0000000000000040"))["throttled"] is True
+    few = machine._parse("Card, 1.0, [N/A], [N/A], [N/A], [N/A], [N/A], 30, [N/A]")
+    assert (few["clock_sm_mhz"], few["throttled"], few["temperature_c"]) == (None, None, 30)
+    assert machine._parse("", "No devices were found") == {"error": "nvidia-smi: No devices were found"}
