@@ -36,14 +36,21 @@ def noise(seeds: list[int], size: tuple[int, int, int], variant: str = "opensimp
     return result.cpu()
 
 
-def hashed(seed: int, size: tuple[int, int, int], octaves: int, persistence: float, frequency: float) -> Tensor:
+def hashed(
+    seed: int,
+    size: tuple[int, int, int],
+    octaves: int,
+    persistence: float,
+    frequency: float,
+    corner: tuple[int, int, int] = (0, 0, 0),
+) -> Tensor:
     """The hashed variant in float64, point by point after its definition."""
     mask = 2**64 - 1
     key = (seed + 0x9E3779B97F4A7C15) & mask
     key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & mask
     key = (key ^ key >> 27) * 0x94D049BB133111EB & mask
     key ^= key >> 31
-    place = np.stack(np.indices(size)[::-1]).astype(np.int64)  # x, y, z
+    place = np.stack([np.indices(size)[i] + corner[i] for i in (2, 1, 0)]).astype(np.int64)  # x, y, z
     total = np.zeros(size)
     for octave in range(octaves):
         step = np.int64(np.floor(frequency * 2**octave * HASHED_SCALE / 3 * 2.0**32 + 0.5))
@@ -106,6 +113,17 @@ def test_hashed_equals_its_definition(frequency: float) -> None:
     actual = noise(SEEDS, (3, 31, 29), "hashed", **options)
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=ATOL)
     assert actual.std() > 0.1
+
+
+@pytest.mark.parametrize("frequency", [1 / 3, 10.3])
+def test_hashed_is_exact_far_away(frequency: float) -> None:
+    """2^31 pixels from the origin an error of 2^-32 of a cell per pixel is half a cell; at 10.3 the lattice wraps."""
+    images = torch.zeros(1, 2, 5, 6, dtype=torch.float64, device=DEVICE)
+    boxes = torch.tensor([[30 - 2**31, 40 - 2**31, 2**31 - 1, 2**31 - 1]], dtype=torch.int32, device=DEVICE)
+    seeds, rest = torch.tensor([5], device=DEVICE), (2, 0.9, frequency)
+    torch.ops.scrd_fast_triton.synthesize_anomalies_(images, boxes, seeds, 1.0, None, *rest, "hashed")
+    expected = hashed(5, (2, 5, 6), *rest, corner=(0, 2**31 - 30, 2**31 - 40))
+    torch.testing.assert_close(images[0].cpu(), expected, rtol=0, atol=ATOL)
 
 
 @pytest.mark.parametrize("variant", ["opensimplex", "hashed"])

@@ -50,7 +50,7 @@ def _draw(seed: tl.tensor, n: tl.tensor) -> tl.tensor:
     return ((state % n).to(tl.int32) + n + 31) % n  # whichever sign % gives to a negative state
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed_stride"])
 def _shuffle_kernel(
     seeds: tl.tensor,  # int64 [N]
     tables: tl.tensor,  # uint8 [N, 256]
@@ -83,9 +83,9 @@ def _shuffle_kernel(
 
 @triton.jit
 def _tetrahedron(x: tl.tensor, y: tl.tensor, z: tl.tensor, origin: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """At corner 000: the axes along which both extra vertices lie at 1, and the axis where the first lies at -1.
+    """At corner 000: the axes where both extra vertices lie at 1, and the axis, if any, where the first lies at -1.
 
-    The second lies at -1 on the axis that remains. The larger of two scores is the closer.
+    The second lies at -1 on the axes that remain. The larger of two scores is the closer.
     """
     z_for_y = (x >= y) & (z > y)
     z_for_x = (x < y) & (z > x)
@@ -101,7 +101,7 @@ def _tetrahedron(x: tl.tensor, y: tl.tensor, z: tl.tensor, origin: tl.tensor) ->
 
 @triton.jit
 def _octahedron(x: tl.tensor, y: tl.tensor, z: tl.tensor) -> tuple[tl.tensor, ...]:
-    """Between the tetrahedra: for both extra vertices the axes at 1, those shifted from there, and by how much."""
+    """Between the tetrahedra: the axes where the extras lie at 1, and where they are shifted (the first by -1)."""
     a_score, b_score, c_score = tl.abs(x + y - 1), tl.abs(x + z - 1), tl.abs(y + z - 1)
     a_far, b_far, c_far = x + y > 1, x + z > 1, y + z > 1
     c_for_a = (a_score <= b_score) & (a_score < c_score)
@@ -117,7 +117,7 @@ def _octahedron(x: tl.tensor, y: tl.tensor, z: tl.tensor) -> tuple[tl.tensor, ..
     first_ones = tl.where(mixed, 7 - far, tl.where(a_far, 7, 0))
     first_shift = tl.where(mixed, far, 0)
     second_shift = tl.where(mixed, near, third)
-    back = (a_far == b_far) & (a_far == 0)  # from the other two axes' corner
+    back = (a_far == b_far) & (a_far == 0)  # both pairs are closer at 000
     second_ones = tl.where(back, 7 - third, second_shift)
     return first_ones, first_shift, second_ones, second_shift, tl.where(back, -1, 1)
 
@@ -289,7 +289,7 @@ def fractal(
     return value
 
 
-@triton.jit(do_not_specialize=["elements", "height", "width", "blocks", "octaves"])
+@triton.jit(do_not_specialize=["elements", "height", "width", "blocks", "seed_stride", "octaves"])
 def _noise_kernel(
     seeds: tl.tensor,  # int64 [N]
     tables: tl.tensor,  # uint8 [N, 256]; not read if HASHED

@@ -25,7 +25,11 @@ __all__ = ["synthesize_anomalies", "synthesize_anomalies_"]
 BLOCKS = 24
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width", "blocks", "octaves"])
+SIZES = ["channels", "height", "width", "blocks", "octaves"]
+STRIDES = [f"{of}_stride" for of in ("image", "channel", "row", "column", "box", "side", "seed", "std")]
+
+
+@triton.jit(do_not_specialize=SIZES + STRIDES)  # one compilation for all of them
 def _add_kernel(
     images: tl.tensor,  # [N, C, H, W], in any layout
     boxes: tl.tensor,  # int32 [N, 4]: top, left, height, width
