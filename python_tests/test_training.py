@@ -20,6 +20,7 @@ from scrd_fast.calibration import Calibration
 from scrd_fast.cli import main
 from scrd_fast.data.datasets import open_dataset
 from scrd_fast.errors import ScrdFastError
+from scrd_fast.ops import synthesize_anomalies
 from scrd_fast.runs import Checkpoints
 from scrd_fast.settings import TrainSettings
 from scrd_fast.training import Interrupted, batch_indices, train
@@ -73,6 +74,21 @@ def test_the_same_seed_gives_the_same_bits(tree: Path, tmp_path: Path) -> None:
 def test_another_seed_gives_another_run(trained: Path, tree: Path, tmp_path: Path) -> None:
     assert main(["train", str(tree), "--out", str(tmp_path / "other"), *TRAIN_FLAGS, "--seed", "4", "-q"]) == 0
     assert curve(tmp_path / "other") != curve(trained)
+
+
+def test_the_noise_is_the_one_asked_for(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def recorded(*arguments: Any, variant: str, **options: Any) -> torch.Tensor:
+        asked.append(variant)
+        return synthesize_anomalies(*arguments, variant=variant, backend="reference", **options)
+
+    monkeypatch.setattr("scrd_fast.training.synthesize_anomalies", recorded)
+    for noise in ("opensimplex", "hashed"):
+        flags = [*TRAIN_FLAGS, "--iterations", "2", "--noise", noise, "-q"]
+        assert main(["train", str(tree), "--out", str(tmp_path / noise), *flags]) == 0
+    assert asked == ["opensimplex"] * 2 + ["hashed"] * 2
+    assert curve(tmp_path / "hashed") != curve(tmp_path / "opensimplex")
 
 
 def test_training_lowers_the_loss(tree: Path, tmp_path: Path) -> None:
