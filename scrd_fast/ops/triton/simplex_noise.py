@@ -313,15 +313,7 @@ def _noise_kernel(
     row = element // width
     seed = tl.load(seeds + sample * seed_stride)
     noise = fractal(
-        seed,
-        tables + sample * 256,
-        element % width,
-        row % height,
-        row // height,
-        octaves,
-        persistence,
-        step,
-        HASHED,
+        seed, tables + sample * 256, element % width, row % height, row // height, octaves, persistence, step, HASHED
     )
     tl.store(out + sample * elements + element, noise, mask=element < elements)
 

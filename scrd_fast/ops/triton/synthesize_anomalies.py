@@ -75,15 +75,7 @@ def _add_kernel(
         row = element // columns
         c, i, j = row // rows, (row % rows).to(tl.int64), (element % columns).to(tl.int64)
         noise = fractal(
-            seed,
-            tables + sample * 256,
-            j + (x - left),
-            i + (y - top),
-            c,
-            octaves,
-            persistence,
-            step,
-            HASHED,
+            seed, tables + sample * 256, j + (x - left), i + (y - top), c, octaves, persistence, step, HASHED
         )
         patch = noise * strength
         if HAS_STD:
