@@ -71,7 +71,9 @@ def test_make_targets_that_are_named_exist() -> None:
 
 
 def test_files_stay_below_400_lines() -> None:
-    sources = [p for f in ("csrc", "scrd_fast", "python_tests", "examples", "benchmarks") for p in (ROOT / f).rglob("*")]
+    sources = [
+        p for f in ("csrc", "scrd_fast", "python_tests", "examples", "benchmarks") for p in (ROOT / f).rglob("*")
+    ]
     long = [
         p for p in sources if p.suffix in (".py", ".cpp", ".cu", ".cuh", ".h") and len(p.read_text().splitlines()) > 400
     ]

@@ -36,36 +36,20 @@ SCRD_HOST_DEVICE inline int64_t lattice_step(double frequency) {
   return static_cast<int64_t>(floor(frequency * kHashedScale / 3 * 4294967296.0 + 0.5));
 }
 
+/// What makes one number of a lattice point's three coordinates (the primes of Teschner et al. 2003).
+constexpr uint32_t kPrimeX = 73856093, kPrimeY = 19349663, kPrimeZ = 83492791;
+
 /// One lattice coordinate.
 struct LatticePlace {
-  uint32_t cell;
+  uint32_t key;    // the cell times the axis's prime
   float fraction;  // 24 bits, exact
 };
 
 /// `thirds` is x + y + z + 3 times the coordinate, in pixels.
-SCRD_HOST_DEVICE inline LatticePlace lattice_place(int64_t thirds, int64_t step) {
+SCRD_HOST_DEVICE inline LatticePlace lattice_place(int64_t thirds, int64_t step, uint32_t prime) {
   const uint64_t place = static_cast<uint64_t>(thirds) * static_cast<uint64_t>(step);
   const int fraction = static_cast<int>(static_cast<uint32_t>(place) >> 8);
-  return {static_cast<uint32_t>(place >> 32), static_cast<float>(fraction) * (1.0f / 16777216)};
-}
-
-/// How many of the other two coordinates are passed before this one on the way from corner 000 to corner 111:
-/// vertex m lies at 1 on the axes of rank 3 - m and more.
-struct Ranks {
-  int x, y, z;
-};
-
-SCRD_HOST_DEVICE inline Ranks rank_axes(float x, float y, float z) {
-  const int xy = x >= y ? 1 : 0, xz = x >= z ? 1 : 0, yz = y >= z ? 1 : 0;
-  return {xy + xz, 1 - xy + yz, 2 - xz - yz};
-}
-
-/// Where vertex m lies along an axis of that rank: 0 or 1.
-SCRD_HOST_DEVICE inline int hashed_offset(int rank, int m) { return rank >= 3 - m ? 1 : 0; }
-
-/// The lattice point as one number (the primes of Teschner et al. 2003).
-SCRD_HOST_DEVICE inline uint32_t lattice_key(uint32_t i, uint32_t j, uint32_t k) {
-  return i * 73856093u ^ j * 19349663u ^ k * 83492791u;
+  return {static_cast<uint32_t>(place >> 32) * prime, static_cast<float>(fraction) * (1.0f / 16777216)};
 }
 
 /// One of 16 gradients: the finaliser of MurmurHash3, keyed by the seed.
@@ -93,19 +77,22 @@ struct HashedVertex {
   float falloff;
 };
 
-/// Vertex m of the point whose lattice coordinates are i, j, k.
+/// Vertex m of the point whose lattice coordinates are i, j, k. On the way from corner 000 of the cell to
+/// corner 111 it lies at 1 on the m axes with the largest fractions.
 SCRD_HOST_DEVICE inline HashedVertex hashed_vertex(LatticePlace i, LatticePlace j, LatticePlace k, int m) {
-  const Ranks ranks = rank_axes(i.fraction, j.fraction, k.fraction);
-  const int ox = hashed_offset(ranks.x, m), oy = hashed_offset(ranks.y, m), oz = hashed_offset(ranks.z, m);
+  const int xy = i.fraction >= j.fraction ? 1 : 0, xz = i.fraction >= k.fraction ? 1 : 0,
+            yz = j.fraction >= k.fraction ? 1 : 0;
+  const int rank_x = xy + xz, rank_y = 1 - xy + yz, rank_z = 2 - xz - yz, passed = 3 - m;
   const float sixth = (static_cast<float>(m) - (i.fraction + j.fraction + k.fraction)) * (1.0f / 6);
-  const float x = i.fraction + sixth - static_cast<float>(ox),
-              y = j.fraction + sixth - static_cast<float>(oy),
-              z = k.fraction + sixth - static_cast<float>(oz);
+  const float x = i.fraction + sixth - (rank_x >= passed ? 1.0f : 0.0f);
+  const float y = j.fraction + sixth - (rank_y >= passed ? 1.0f : 0.0f);
+  const float z = k.fraction + sixth - (rank_z >= passed ? 1.0f : 0.0f);
   float falloff = multiply_add(-x, x, multiply_add(-y, y, multiply_add(-z, z, 0.5f)));
   falloff = falloff > 0 ? falloff : 0;
   falloff *= falloff;
-  const uint32_t key = lattice_key(i.cell + static_cast<uint32_t>(ox), j.cell + static_cast<uint32_t>(oy),
-                                   k.cell + static_cast<uint32_t>(oz));
+  const uint32_t key = (i.key + (rank_x >= passed ? kPrimeX : 0)) ^
+                       (j.key + (rank_y >= passed ? kPrimeY : 0)) ^
+                       (k.key + (rank_z >= passed ? kPrimeZ : 0));
   return {key, x, y, z, falloff * falloff};
 }
 

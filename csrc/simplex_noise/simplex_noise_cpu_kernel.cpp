@@ -160,23 +160,25 @@ struct HashedGeometry {
 
 void find_hashed_vertices(const Points& points, double frequency, float amplitude, HashedGeometry& geometry) {
   const int64_t step = lattice_step(frequency);
-  alignas(64) uint32_t cell[3][kLanes];
+  alignas(64) uint32_t key[3][kLanes];
   alignas(64) float fraction[3][kLanes];
   const int32_t* coordinates[3] = {points.x, points.y, points.z};
+  constexpr uint32_t kPrimes[3] = {kPrimeX, kPrimeY, kPrimeZ};
   for (int axis = 0; axis < 3; ++axis) {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
       const int64_t sum = static_cast<int64_t>(points.x[i]) + points.y[i] + points.z[i];
-      const LatticePlace place = lattice_place(sum + 3 * static_cast<int64_t>(coordinates[axis][i]), step);
-      cell[axis][i] = place.cell;
+      const LatticePlace place =
+          lattice_place(sum + 3 * static_cast<int64_t>(coordinates[axis][i]), step, kPrimes[axis]);
+      key[axis][i] = place.key;
       fraction[axis][i] = place.fraction;
     }
   }
   for (int m = 0; m < kHashedVertices; ++m) {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      const HashedVertex vertex = hashed_vertex({cell[0][i], fraction[0][i]}, {cell[1][i], fraction[1][i]},
-                                                {cell[2][i], fraction[2][i]}, m);
+      const HashedVertex vertex = hashed_vertex({key[0][i], fraction[0][i]}, {key[1][i], fraction[1][i]},
+                                                {key[2][i], fraction[2][i]}, m);
       const float falling = vertex.falloff * amplitude;
       geometry.key[m][i] = vertex.key;
       geometry.weight[m][0][i] = falling * vertex.x;

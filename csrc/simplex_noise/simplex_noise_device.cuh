@@ -97,9 +97,9 @@ class Hashed {
   static __device__ float octave(Shared& shared, int x, int y, int z, double frequency) {
     const HashKeys keys = shared.keys[0];
     const int64_t step = lattice_step(frequency), sum = static_cast<int64_t>(x) + y + z;
-    const LatticePlace i = lattice_place(sum + 3 * static_cast<int64_t>(x), step),
-                       j = lattice_place(sum + 3 * static_cast<int64_t>(y), step),
-                       k = lattice_place(sum + 3 * static_cast<int64_t>(z), step);
+    const LatticePlace i = lattice_place(sum + 3 * static_cast<int64_t>(x), step, kPrimeX),
+                       j = lattice_place(sum + 3 * static_cast<int64_t>(y), step, kPrimeY),
+                       k = lattice_place(sum + 3 * static_cast<int64_t>(z), step, kPrimeZ);
     float value = 0;
     for (int m = 0; m < kHashedVertices; ++m) {
       const HashedVertex vertex = hashed_vertex(i, j, k, m);

@@ -141,6 +141,15 @@ def test_the_gradient_passes_through() -> None:
     assert torch.equal(images.grad, upstream)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autograd_sees_that_images_were_changed_in_place(backend: str) -> None:
+    images, weight = torch.rand(3, 3, 20, 19), torch.rand(1, requires_grad=True)
+    loss = (images * weight).sum()  # keeps the images for the weight's gradient
+    synthesize_anomalies(images, BOXES, SEEDS, inplace=True, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("std", [None, torch.ones(3)], ids=["plain", "normalised"])
 def test_opcheck(std: Tensor | None) -> None:
     rest = (BOXES, SEEDS, 0.2, std, 2, 0.6, 1 / 32, "opensimplex")
@@ -196,6 +205,7 @@ I3 = torch.rand(3, 3, 20, 19)
         (I3, BOXES, SEEDS, {"variant": "perlin"}, ValueError, "variant must be one of"),
         (I3, BOXES, SEEDS, {"frequency": -1.0}, ValueError, "frequency must be positive"),
         (I3[:1].expand(3, 3, 20, 19), BOXES, SEEDS, {"inplace": True}, ValueError, "images must not share memory"),
+        (I3.clone().requires_grad_(), BOXES, SEEDS, {"inplace": True}, ValueError, "must not require a gradient"),
         (I3.to("meta"), BOXES, SEEDS, {}, ValueError, "boxes must be on the images' device meta, got cpu"),
     ],
 )

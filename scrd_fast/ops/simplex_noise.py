@@ -111,8 +111,6 @@ def check_noise(octaves: int, persistence: float, frequency: float, variant: str
 
 
 STRETCH, SQUISH, NORM = -1 / 6, 1 / 3, 103
-HASHED_SCALE = 0.52
-HASHED_NORM = 70.0
 AXES = (1, 2, 4)  # x, y, z as bits: a corner of a cell is the set of the axes along which it lies at 1
 
 

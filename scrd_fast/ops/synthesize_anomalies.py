@@ -65,7 +65,11 @@ def synthesize_anomalies(
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
     run = choose(name, backend, images.device, _reference_ if inplace else _reference)
     result = run(images, boxes, seeds, strength, std, octaves, persistence, frequency, variant)
-    return images if inplace else result
+    if not inplace:
+        return result
+    if not torch.compiler.is_compiling() and not images.is_inference():
+        torch.autograd.graph.increment_version(images)  # autograd does not see kernels write
+    return images
 
 
 def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None, inplace: bool) -> None:
@@ -77,6 +81,8 @@ def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: T
         raise ValueError(f"images must have fewer than 2^31 values each, got {list(images.shape)}")
     if inplace and any(stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)):
         raise ValueError("images must not share memory between their own elements with inplace=True; clone them first")
+    if inplace and images.requires_grad and torch.is_grad_enabled():
+        raise ValueError("images must not require a gradient with inplace=True; leave it out, or use torch.no_grad()")
     if boxes.dtype != torch.int32:
         raise TypeError(f"boxes must be int32, got {boxes.dtype}")
     if list(boxes.shape) != [n, 4]:

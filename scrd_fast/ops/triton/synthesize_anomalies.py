@@ -127,8 +127,6 @@ def synthesize_anomalies_(
             BLOCK=BLOCK,
             **OPTIONS,
         )
-    if not images.is_inference():
-        torch.autograd.graph.increment_version(images)  # autograd does not see the kernel write
 
 
 def synthesize_anomalies(
