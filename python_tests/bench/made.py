@@ -42,7 +42,7 @@ def case(*contenders: Contender) -> Case:
 
 
 def rows_of(*contenders: Contender) -> list[Row]:
-    made, clock = case(*contenders), CpuClock()
+    made, clock = case(*contenders), CpuClock(torch.get_num_threads())
     inputs = [made.inputs(seed, CPU) for seed in (0, 5)]
     expected = [made.oracle(x, "") for x in inputs]
     return measure(made, [LocalRunner(made, c, CPU, inputs, expected, clock) for c in contenders], SCHEDULE)

@@ -115,7 +115,7 @@ def test_what_the_timed_calls_left_behind_is_checked_too() -> None:
             return samples
 
     cheat, wrapped = case(made), Runner()
-    wrapped.inner = LocalRunner(cheat, made, CPU, [torch.ones(3)], [torch.full((3,), 2.0).double()], CpuClock())
+    wrapped.inner = LocalRunner(cheat, made, CPU, [torch.ones(3)], [torch.full((3,), 2.0).double()], CpuClock(1))
     (row,) = measure(cheat, [wrapped], SCHEDULE)
     assert_no_time(row, "FAIL")
     assert "wrong after the timing" in row.reason
@@ -191,6 +191,25 @@ def test_caches_are_counted_once(tmp_path: Path) -> None:
     assert cache_bytes(tmp_path / "none") == 64 * 2**20
 
 
+def test_no_contender_sets_the_threads_of_another() -> None:
+    """numba.set_num_threads sets torch's too where both have one OpenMP."""
+    before, seen = torch.get_num_threads(), []
+
+    def greedy(x: Tensor) -> Tensor:
+        torch.set_num_threads(before + 1)
+        return 2 * x
+
+    def modest(x: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return 2 * x
+
+    try:
+        rows_of(contender("greedy", greedy), contender("modest", modest))
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {before}
+
+
 def test_inputs_take_turns() -> None:
     seen: list[int] = []
     rotation = Rotation([lambda i=i: seen.append(i) or i for i in range(3)])  # type: ignore[misc]
@@ -238,7 +257,7 @@ def test_rates_and_ratios() -> None:
 @pytest.mark.cuda
 def test_cuda_times_the_device_and_the_wall_apart() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    clock = CudaClock(device)
+    clock = CudaClock(device, 1)
     inputs = [torch.rand(1000, device=device) for _ in range(2)]
     rotation = Rotation([lambda x=x: x * 2 for x in inputs])  # type: ignore[misc]
     graph = clock.capture(rotation)

@@ -175,6 +175,7 @@ class LocalRunner:
         self._sampled = False
 
     def open(self) -> dict[str, Any]:
+        self._own_threads()
         bind = self.contender.build(self.case, self._torch_device)
         self._rotation = Rotation([bind(inputs) for inputs in self._inputs])
         first = self._once()
@@ -185,6 +186,10 @@ class LocalRunner:
             "how": "graph" if self._graph else self._clock.how,
         }
 
+    def _own_threads(self) -> None:
+        """numba and torch may share an OpenMP: a rival that sets its threads sets torch's, for all turns after."""
+        torch.set_num_threads(self._clock.threads)
+
     def _once(self) -> float:
         start = time.perf_counter()
         for _ in self._rotation.calls:
@@ -193,6 +198,7 @@ class LocalRunner:
         return time.perf_counter() - start
 
     def check(self) -> float:
+        self._own_threads()
         tolerance = self.case.tolerance(self.contender.variant)
         self._clock.synchronize()
         errors = [worst(a, e, tolerance) for a, e in zip(self._rotation.last, self._expected, strict=True)]
@@ -202,6 +208,7 @@ class LocalRunner:
 
     def sample(self, slot: float) -> Samples:
         self._sampled = True
+        self._own_threads()
         return self._clock.sample(self._rotation, self._graph, slot)
 
     def run(self) -> None:

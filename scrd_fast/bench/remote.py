@@ -132,7 +132,8 @@ class RemoteRunner:
 class _Server:
     """The worker's side."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._runner: LocalRunner | None = None
         self._clocks: dict[str, Any] = {}
 
@@ -158,7 +159,7 @@ class _Server:
         case, device = find(request["op"], request["case"]), torch.device(request["device"])
         contender = next(c for c in case.contenders if list(c.key) == request["contender"])
         if request["device"] not in self._clocks:
-            self._clocks[request["device"]] = clock_for(device)
+            self._clocks[request["device"]] = clock_for(device, self._threads)
         expected = torch.load(request["expected"], weights_only=True)
         inputs = [case.inputs(seed, device) for seed in request["seeds"]]
         runner = LocalRunner(case, contender, device, inputs, expected, self._clocks[request["device"]])
@@ -171,8 +172,7 @@ def _serve(threads: int) -> None:
     # What a compiler prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    torch.set_num_threads(threads)
-    server = _Server()
+    server = _Server(threads)
     for line in sys.stdin:
         try:
             answer = {"value": server.answer(json.loads(line))}

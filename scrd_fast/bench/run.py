@@ -34,7 +34,6 @@ class Session:
     """What all cases of a run share: the device, its clock, its peaks and the processes of the remote contenders."""
 
     def __init__(self, device: torch.device, schedule: Schedule, seed: int, threads: int) -> None:
-        torch.set_num_threads(threads)
         self.device, self.schedule, self.seed, self.threads = device, schedule, seed, threads
         self.peaks: dict[str, Peaks] = {}
         self._clocks: dict[str, Clock] = {}
@@ -46,7 +45,7 @@ class Session:
 
     def clock(self, device: torch.device) -> Clock:
         if device.type not in self._clocks:
-            self._clocks[device.type] = clock_for(device)
+            self._clocks[device.type] = clock_for(device, self.threads)
         return self._clocks[device.type]
 
     def seeds(self) -> list[int]:
@@ -55,6 +54,7 @@ class Session:
     def measure_peaks(self, cases: Sequence[Case]) -> None:
         """Of every device that a contender runs on, at the sizes of the cases. Called before and after the cases:
         the better of the two is the peak, since other load on the machine only lowers it."""
+        torch.set_num_threads(self.threads)
         here = torch.device("cpu")
         sizes = [case.work(case.inputs(self.seed, here), variant).bytes for case in cases for variant in variants(case)]
         for device in {self.device, here}:
@@ -80,6 +80,7 @@ class Session:
             self._inputs[device.type] = [case.inputs(seed, device) for seed in self.seeds()]
         inputs = self._inputs[device.type]
         if variant not in self._right:
+            torch.set_num_threads(self.threads)
             try:
                 self._right[variant] = [case.oracle(one, variant) for one in inputs]
             except ValueError as error:

@@ -72,6 +72,7 @@ class Clock(Protocol):
     """Times calls on one kind of device. `capture` may return what replays all calls of a rotation."""
 
     how: str
+    threads: int
 
     def synchronize(self) -> None: ...
 
@@ -109,7 +110,8 @@ class CpuClock:
 
     how = "wall"
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self._buffer = torch.zeros(min(2 * cache_bytes(), LARGEST_BUFFER) // 4)
 
     def synchronize(self) -> None:
@@ -151,8 +153,8 @@ class CudaClock:
 
     how = "events"
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._device, self.threads = device, threads
         cache = torch.cuda.get_device_properties(device).L2_cache_size
         self._buffer = torch.zeros(max(4 * cache, 256 * MIB) // 4, device=device)
 
@@ -232,5 +234,5 @@ class CudaClock:
         return float(begin.elapsed_time(end)) / 1e3
 
 
-def clock_for(device: torch.device) -> Clock:
-    return CudaClock(device) if device.type == "cuda" else CpuClock()
+def clock_for(device: torch.device, threads: int) -> Clock:
+    return CudaClock(device, threads) if device.type == "cuda" else CpuClock(threads)
