@@ -159,7 +159,7 @@ def _guarded_build() -> dict[str, Any]:
 def _libraries() -> list[dict[str, Any]]:
     library = importlib.import_module("scrd_fast.ops._library")
     facts = [dataclasses.asdict(state) | {"path": str(state.path)} for state in library.libraries()]
-    facts[0]["instruction set"] = library.cpu_isa()
+    facts[0]["instruction set"] = library.instruction_set()
     return facts
 
 

@@ -15,7 +15,7 @@ from scrd_fast.bench.timing import CpuClock
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(rounds=3, slot=1e-4, rotations=2)
-WORK = Work(samples=6, flops=6.0, int_ops=2.0, loads=1.0, bytes=24, bits=64)
+WORK = Work(samples=6, flops32=0.0, flops64=6.0, int_ops=2.0, loads=1.0, bytes=24)
 ENOUGH = Peaks("cpu", {64: 1e15}, {32: 1e15, 64: 1e15})
 
 

@@ -30,7 +30,7 @@ for variant in ("opensimplex", "hashed"):
         noise[variant, frequency] = simplex_noise(
             seeds, {SIZE}, frequency=frequency, octaves=3, variant=variant, backend="native"
         )
-torch.save((_library.cpu_isa(), noise), sys.argv[1])
+torch.save((_library.instruction_set(), noise), sys.argv[1])
 """
 
 
@@ -85,7 +85,7 @@ def test_what_is_not_there_is_an_error(isa: str, message: str) -> None:
 
 
 def test_the_choice_is_reported() -> None:
-    assert _library.cpu_isa() == (os.environ.get("SCRD_FAST_ISA") or _newest())
+    assert _library.instruction_set() == (os.environ.get("SCRD_FAST_ISA") or _newest())
 
 
 def _newest() -> str:

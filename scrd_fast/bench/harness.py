@@ -35,7 +35,8 @@ class Tolerance(NamedTuple):
 @dataclass(frozen=True)
 class Contender:
     """One way to compute a case. `build` prepares what does not depend on the inputs, the function that it
-    returns what does (it is not timed); a call then computes once and returns a tensor or an array."""
+    returns what does (it is not timed); a call then computes once and returns a tensor, an array, or a function that
+    makes one of what the call left behind."""
 
     name: str
     build: Callable[[Case, torch.device], Callable[[Any], Call]]
@@ -70,6 +71,7 @@ class Case:
     contenders: tuple[Contender, ...]
     dtype: str = "float32"
     quick: bool = False
+    cpu_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def worst(actual: Any, expected: Tensor, tolerance: Tolerance) -> float:
     >>> worst(torch.tensor([1.5]), torch.tensor([1.0]).double(), Tolerance(rtol=0.0, atol=0.25))
     2.0
     """
-    found = torch.as_tensor(actual).detach().to("cpu", torch.float64)
+    found = torch.as_tensor(actual() if callable(actual) else actual).detach().to("cpu", torch.float64)
     if found.shape != expected.shape:
         return math.inf
     if found.numel() == 0:

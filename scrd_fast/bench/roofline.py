@@ -16,46 +16,48 @@ __all__ = ["Peaks", "Work", "mean_vertices", "measure_peaks", "percent", "simple
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call. `bits` is the width of the floating-point operations, loads are those from small tables."""
+    """Of one call: the least that it takes. Floating-point operations by their width; loads are those from tables."""
 
     samples: int  # octaves x elements
-    flops: float
+    flops32: float
+    flops64: float
     int_ops: float
     loads: float
     bytes: int
-    bits: int
 
     @classmethod
     def mean(cls, parts: Sequence[Work]) -> Work:
         def of(name: str) -> float:
             return float(sum(getattr(part, name) for part in parts)) / len(parts)
 
-        samples, moved = round(of("samples")), round(of("bytes"))
-        return cls(samples, of("flops"), of("int_ops"), of("loads"), moved, parts[0].bits)
+        return cls(round(of("samples")), of("flops32"), of("flops64"), of("int_ops"), of("loads"), round(of("bytes")))
 
 
-# OpenSimplex noise of 2014, as csrc/simplex_noise/simplex_noise.h states it. Additions, multiplications,
-# comparisons and roundings count one each.
-#   A sample: 3 coordinates x frequency, 3 stretch, 3 stretched coordinates, 3 floor, 3 squish, 6 displacement,
-#   3 place in the cell, 2 their sum, 6 comparisons and scores that find the region and its extra vertices,
-#   1 normalisation, 2 amplitude and sum of octaves.
-OPENSIMPLEX_FLOPS = 3 + 3 + 3 + 3 + 3 + 6 + 3 + 2 + 6 + 1 + 2
-#   A vertex: 1 squish, 6 displacement, 6 falloff, 1 comparison, 2 its fourth power, 5 gradient, 1 product; the
-#   sum over the vertices is counted with the product of the next one.
-OPENSIMPLEX_VERTEX_FLOPS = 1 + 6 + 6 + 1 + 2 + 5 + 1
-#   Integers. A sample: 3 conversions, 2 for the set of vertices. A vertex: 2 for the sum of its offset, 2 + 3 + 3
-#   for the three wrapped table indices. Loads of a vertex: 3 of the permutation, 1 + 3 of the gradient.
-OPENSIMPLEX_INTS, OPENSIMPLEX_VERTEX_INTS, OPENSIMPLEX_VERTEX_LOADS = 3 + 2, 2 + 2 + 3 + 3, 3 + 1 + 3
+# Counted in csrc/simplex_noise/. Additions, multiplications, comparisons and roundings count one each, a fused
+# multiply-add two, a choice between two values none. Where a point lies and what its vertices weigh does not depend on
+# the seed, so a batch needs that once; a GPU's kernel works it out for every sample all the same.
+#
+# OpenSimplex noise, once a point:
+#   float64: 3 coordinates x frequency, 3 stretch, 3 stretched coordinates, 3 floor, 3 place in the cell; the region: 2
+#   sum, 4 bounds and own corner, 7 comparisons of corners, 9 sums of pairs and distances, 5 comparisons of those.
+POINT_FLOPS64 = 3 + 3 + 3 + 3 + 3 + 2 + 4 + 7 + 9 + 5
+#   float32: 6 displacement from the cell's origin; for a vertex 6 displacement, 6 + 1 + 2 falloff, 1 amplitude, 3
+#   products.
+POINT_FLOPS, POINT_VERTEX_FLOPS = 6, 6 + 6 + 1 + 2 + 1 + 3
+#   integers, a vertex: 3 lattice coordinates.
+POINT_VERTEX_INTS = 3
+# Once a sample, for a vertex: 2 sums of indices; 3 loads of the permutation and 1 of the gradient; 3 multiply-adds.
+VERTEX_FLOPS, VERTEX_INTS, VERTEX_LOADS = 6, 2, 4
 
-# The hashed variant: 4 vertices, no table.
-#   A sample: 3 fractions, 3 g, 3 differences to it, 6 comparisons, 2 amplitude and sum.
-HASHED_FLOPS = 3 + 3 + 3 + 6 + 2
-#   A vertex: 6 displacement, 5 square, 2 falloff, 2 its fourth power, 2 signs and 1 sum of the gradient, 2 product
-#   and sum.
-HASHED_VERTICES, HASHED_VERTEX_FLOPS = 4, 6 + 5 + 2 + 2 + 3 + 2
-#   Integers. A sample: 3 products of the cell with a prime, 6 to part cell and fraction, 6 additions of a prime (0, 1,
-#   2 and 3 axes). A vertex: 2 to join the axes, 9 for the finaliser and the gradient's number.
-HASHED_INTS, HASHED_VERTEX_INTS = 3 + 6 + 6, 2 + 9
+# The hashed variant, without a table and with four vertices. Once a point:
+#   float32: 3 fractions, 3 comparisons, 2 sum; a vertex: 2 + 6 displacement, 6 + 1 + 2 falloff, 1 amplitude, 3
+#   products.
+#   integers: 4 sums and 6 products for the lattice coordinates, 6 to part cell and fraction; a vertex: 3 + 2 for its
+#   key.
+HASHED_VERTICES, HASHED_POINT_FLOPS, HASHED_POINT_VERTEX_FLOPS = 4, 3 + 3 + 2, 2 + 6 + 6 + 1 + 2 + 1 + 3
+HASHED_POINT_INTS, HASHED_POINT_VERTEX_INTS = 4 + 6 + 6, 3 + 2
+# Once a sample, for a vertex: 9 for the hash, 2 signs; 2 sums.
+HASHED_VERTEX_FLOPS, HASHED_VERTEX_INTS = 2, 9 + 2
 
 
 @functools.cache
@@ -80,20 +82,22 @@ def simplex_work(
     count: int, size: tuple[int, int, int], octaves: int = 6, frequency: float = 1 / 32, variant: str = "opensimplex"
 ) -> Work:
     """`count` seeds read once, `count` blocks of float32 written once; the permutations stay in a cache."""
-    samples = count * size[0] * size[1] * size[2] * octaves
-    moved = count * (8 + 4 * size[0] * size[1] * size[2])
+    elements = size[0] * size[1] * size[2]
+    points, moved = elements * octaves if count else 0, count * (8 + 4 * elements)
+    samples = count * points
     if variant == "hashed":
-        flops = HASHED_FLOPS + HASHED_VERTICES * HASHED_VERTEX_FLOPS
-        ints = HASHED_INTS + HASHED_VERTICES * HASHED_VERTEX_INTS
-        return Work(samples, samples * flops, samples * ints, 0.0, moved, 32)
+        v = HASHED_VERTICES
+        flops = points * (HASHED_POINT_FLOPS + v * HASHED_POINT_VERTEX_FLOPS) + samples * v * HASHED_VERTEX_FLOPS
+        ints = points * (HASHED_POINT_INTS + v * HASHED_POINT_VERTEX_INTS) + samples * v * HASHED_VERTEX_INTS
+        return Work(samples, flops, 0.0, ints, 0.0, moved)
     vertices = mean_vertices(size, octaves, frequency) if samples else 0.0
     return Work(
         samples,
-        samples * (OPENSIMPLEX_FLOPS + vertices * OPENSIMPLEX_VERTEX_FLOPS),
-        samples * (OPENSIMPLEX_INTS + vertices * OPENSIMPLEX_VERTEX_INTS),
-        samples * vertices * OPENSIMPLEX_VERTEX_LOADS,
+        points * (POINT_FLOPS + vertices * POINT_VERTEX_FLOPS) + samples * vertices * VERTEX_FLOPS,
+        float(points * POINT_FLOPS64),
+        points * vertices * POINT_VERTEX_INTS + samples * vertices * VERTEX_INTS,
+        samples * vertices * VERTEX_LOADS,
         moved,
-        64,
     )
 
 
@@ -102,18 +106,19 @@ def synthesize_work(
     boxes: Sequence[Sequence[int]],  # top, left, height, width
     itemsize: int = 4,
     variant: str = "opensimplex",
+    inplace: bool = False,
 ) -> Work:
-    """Not in place: every image is read once and written once; noise is needed inside the boxes alone."""
+    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size."""
     patches = [simplex_work(1, (shape[1], h, w), variant=variant) for _, _, h, w in boxes]
-    pixels = shape[0] * shape[1] * shape[2] * shape[3]
     added = sum(shape[1] * h * w for _, _, h, w in boxes)
+    pixels = added if inplace else shape[0] * shape[1] * shape[2] * shape[3]
     return Work(
         sum(p.samples for p in patches),
-        sum(p.flops for p in patches) + 2 * added,  # times the strength, plus the pixel
+        sum(p.flops32 for p in patches) + 2 * added,  # times the strength, plus the pixel
+        sum(p.flops64 for p in patches),
         sum(p.int_ops for p in patches),
         sum(p.loads for p in patches),
         2 * pixels * itemsize + len(boxes) * (16 + 8),
-        32 if variant == "hashed" else 64,
     )
 
 
@@ -148,10 +153,10 @@ class Peaks:
 
 def percent(work: Work, seconds: float, peaks: Peaks) -> tuple[float, float, float]:
     """Shares of the peak in percent: bytes, floating-point operations, instruction lanes."""
-    lanes = work.flops * work.bits / 32 + work.int_ops + work.loads
+    lanes = work.flops32 + 2 * work.flops64 + work.int_ops + work.loads
     return (
         100 * work.bytes / seconds / peaks.bytes_per_second(work.bytes),
-        100 * work.flops / seconds / peaks.flops[work.bits],
+        100 * (work.flops32 / peaks.flops[32] + work.flops64 / peaks.flops[64]) / seconds,
         100 * lanes / seconds / peaks.lanes,
     )
 

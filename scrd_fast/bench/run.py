@@ -203,7 +203,8 @@ def bench(
         if path is not None and not path.parent.is_dir():
             raise ScrdFastError(f"{path.parent}: no such folder")
     device = pick_device(device_name)
-    cases, schedule = select(ops, short), quick(Schedule()) if short else Schedule()
+    cases = [case for case in select(ops, short) if device.type == "cpu" or not case.cpu_only]
+    schedule = quick(Schedule()) if short else Schedule()
     if time_limit is not None:
         schedule = dataclasses.replace(schedule, compile_limit=min(schedule.compile_limit, time_limit / 4))
     session = Session(device, schedule, seed, threads or len(cores()))

@@ -33,9 +33,9 @@ __all__ = [
     "LibraryState",
     "build_info",
     "choose",
-    "cpu_isa",
     "define",
     "define_triton",
+    "instruction_set",
     "libraries",
     "library",
     "operators",
@@ -103,7 +103,7 @@ def libraries() -> list[LibraryState]:
     return list(_STATES.values())
 
 
-def cpu_isa() -> str | None:
+def instruction_set() -> str | None:
     """The instruction set of the CPU kernels in use: the newest that was built and that this CPU has, or the one that
     SCRD_FAST_ISA asked for when they were first used. None without kernels, or where it asks for what is not there."""
     state = _STATES["cpu"]

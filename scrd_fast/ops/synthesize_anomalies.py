@@ -64,7 +64,7 @@ def synthesize_anomalies(
     std = None if std is None else std.float()
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
     run = choose(name, backend, images.device, _reference_ if inplace else _reference)
-    result = run(images, boxes, seeds, strength, std, octaves, persistence, frequency, variant)
+    result: Tensor = run(images, boxes, seeds, strength, std, octaves, persistence, frequency, variant)
     if not inplace:
         return result
     if not torch.compiler.is_compiling() and not images.is_inference():
