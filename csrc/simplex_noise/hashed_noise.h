@@ -78,21 +78,23 @@ struct HashedVertex {
 };
 
 /// Vertex m of the point whose lattice coordinates are i, j, k. On the way from corner 000 of the cell to
-/// corner 111 it lies at 1 on the m axes with the largest fractions.
+/// corner 111 it lies at 1 on the m axes with the largest fractions: vertex 1 on the axis above both others,
+/// vertex 2 on those above one other.
 SCRD_HOST_DEVICE inline HashedVertex hashed_vertex(LatticePlace i, LatticePlace j, LatticePlace k, int m) {
-  const int xy = i.fraction >= j.fraction ? 1 : 0, xz = i.fraction >= k.fraction ? 1 : 0,
-            yz = j.fraction >= k.fraction ? 1 : 0;
-  const int rank_x = xy + xz, rank_y = 1 - xy + yz, rank_z = 2 - xz - yz, passed = 3 - m;
-  const float sixth = (static_cast<float>(m) - (i.fraction + j.fraction + k.fraction)) * (1.0f / 6);
-  const float x = i.fraction + sixth - (rank_x >= passed ? 1.0f : 0.0f);
-  const float y = j.fraction + sixth - (rank_y >= passed ? 1.0f : 0.0f);
-  const float z = k.fraction + sixth - (rank_z >= passed ? 1.0f : 0.0f);
+  const float u = i.fraction, v = j.fraction, w = k.fraction;
+  const float beside_x = m == 1 ? (v > w ? v : w) : (v < w ? v : w);
+  const float beside_z = m == 1 ? (u > v ? u : v) : (u < v ? u : v);
+  const int ox = m == 3 || (m != 0 && u >= beside_x) ? 1 : 0;
+  const int oz = m == 3 || (m != 0 && w > beside_z) ? 1 : 0;
+  const int oy = m - ox - oz;
+  const float sixth = (static_cast<float>(m) - (u + v + w)) * (1.0f / 6);
+  const float x = u + sixth - static_cast<float>(ox), y = v + sixth - static_cast<float>(oy),
+              z = w + sixth - static_cast<float>(oz);
   float falloff = multiply_add(-x, x, multiply_add(-y, y, multiply_add(-z, z, 0.5f)));
   falloff = falloff > 0 ? falloff : 0;
   falloff *= falloff;
-  const uint32_t key = (i.key + (rank_x >= passed ? kPrimeX : 0)) ^
-                       (j.key + (rank_y >= passed ? kPrimeY : 0)) ^
-                       (k.key + (rank_z >= passed ? kPrimeZ : 0));
+  const uint32_t key = (i.key + (ox != 0 ? kPrimeX : 0)) ^ (j.key + (oy != 0 ? kPrimeY : 0)) ^
+                       (k.key + (oz != 0 ? kPrimeZ : 0));
   return {key, x, y, z, falloff * falloff};
 }
 

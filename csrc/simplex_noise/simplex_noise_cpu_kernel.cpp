@@ -158,22 +158,37 @@ struct HashedGeometry {
   alignas(64) float weight[kHashedVertices][3][kLanes];
 };
 
-void find_hashed_vertices(const Points& points, double frequency, float amplitude, HashedGeometry& geometry) {
+/// x + y + z + 3 times each coordinate, which all octaves multiply.
+struct Thirds {
+  alignas(64) int64_t of[3][kLanes];
+};
+
+Thirds find_thirds(const Points& points) {
+  Thirds thirds;
+  const int32_t* coordinates[3] = {points.x, points.y, points.z};
+  for (int axis = 0; axis < 3; ++axis) {
+    for (int i = 0; i < kLanes; ++i) {
+      const int64_t sum = static_cast<int64_t>(points.x[i]) + points.y[i] + points.z[i];
+      thirds.of[axis][i] = sum + 3 * static_cast<int64_t>(coordinates[axis][i]);
+    }
+  }
+  return thirds;
+}
+
+void find_hashed_vertices(const Thirds& thirds, double frequency, float amplitude, HashedGeometry& geometry) {
   const int64_t step = lattice_step(frequency);
+  constexpr uint32_t kPrimes[3] = {kPrimeX, kPrimeY, kPrimeZ};
   alignas(64) uint32_t key[3][kLanes];
   alignas(64) float fraction[3][kLanes];
-  const int32_t* coordinates[3] = {points.x, points.y, points.z};
-  constexpr uint32_t kPrimes[3] = {kPrimeX, kPrimeY, kPrimeZ};
   for (int axis = 0; axis < 3; ++axis) {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
-      const int64_t sum = static_cast<int64_t>(points.x[i]) + points.y[i] + points.z[i];
-      const LatticePlace place =
-          lattice_place(sum + 3 * static_cast<int64_t>(coordinates[axis][i]), step, kPrimes[axis]);
+      const LatticePlace place = lattice_place(thirds.of[axis][i], step, kPrimes[axis]);
       key[axis][i] = place.key;
       fraction[axis][i] = place.fraction;
     }
   }
+#pragma GCC unroll 4
   for (int m = 0; m < kHashedVertices; ++m) {
 #pragma omp simd
     for (int i = 0; i < kLanes; ++i) {
@@ -235,8 +250,9 @@ void opensimplex(const Points& points, const SeedState* seeds, int count, const 
 
 void hashed(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
             float (*out)[kLanes]) {
+  const Thirds thirds = find_thirds(points);
   const auto find = [&](double frequency, float amplitude, HashedGeometry& geometry) {
-    find_hashed_vertices(points, frequency, amplitude * kHashedNorm, geometry);
+    find_hashed_vertices(thirds, frequency, amplitude * kHashedNorm, geometry);
   };
   sum_octaves<HashedGeometry>(seeds, count, fractal, out, find, add_hashed_gradients);
 }
