@@ -131,7 +131,7 @@ def test_the_box_gets_its_noise_and_nothing_else_changes(
     before = images.clone()
     whole = images if images._base is None else images._base.clone()
 
-    expected = before.double()
+    expected = before.to(torch.float64, copy=True)
     changed = torch.zeros(images.shape, dtype=torch.bool)
     for n, (top, left, h, w) in enumerate(rows):
         if h and w:
