@@ -31,10 +31,13 @@ SCRD_HOST_DEVICE inline HashKeys hash_keys(int64_t seed) {
   return {static_cast<uint32_t>(z), static_cast<uint32_t>(z >> 32)};
 }
 
-/// A third of the lattice's cells in one pixel, in units of 2^-32.
-SCRD_HOST_DEVICE inline int64_t lattice_step(double frequency) {
-  return static_cast<int64_t>(floor(frequency * kHashedScale / 3 * 4294967296.0 + 0.5));
+/// A third of the lattice's cells in one pixel, in units of 2^-32, before it is rounded. It grows with the
+/// frequency: an octave doubles it without an error.
+SCRD_HOST_DEVICE inline double lattice_unit(double frequency) {
+  return frequency * kHashedScale / 3 * 4294967296.0;
 }
+
+SCRD_HOST_DEVICE inline int64_t lattice_step(double unit) { return static_cast<int64_t>(floor(unit + 0.5)); }
 
 /// What makes one number of a lattice point's three coordinates (the primes of Teschner et al. 2003).
 constexpr uint32_t kPrimeX = 73856093, kPrimeY = 19349663, kPrimeZ = 83492791;

@@ -176,7 +176,7 @@ Thirds find_thirds(const Points& points) {
 }
 
 void find_hashed_vertices(const Thirds& thirds, double frequency, float amplitude, HashedGeometry& geometry) {
-  const int64_t step = lattice_step(frequency);
+  const int64_t step = lattice_step(lattice_unit(frequency));
   constexpr uint32_t kPrimes[3] = {kPrimeX, kPrimeY, kPrimeZ};
   alignas(64) uint32_t key[3][kLanes];
   alignas(64) float fraction[3][kLanes];

@@ -35,19 +35,26 @@ static __global__ void __launch_bounds__(kBlock)
   }
 }
 
-/// Adds all patches in one launch, in place. There must be at least one image.
-template <typename T>
-void launch_synthesize_anomalies(Variant variant, const Images<T>& images, const int32_t* boxes,
-                                 const int64_t* seeds, float strength, const float* std,
-                                 const Fractal& fractal, cudaStream_t stream) {
+template <typename Noise, typename T>
+void launch_patches(const Images<T>& images, const int32_t* boxes, const int64_t* seeds, float strength,
+                    const float* std, const Fractal& fractal, cudaStream_t stream) {
   constexpr int64_t kRuns = 12, kMaxGridY = 65535;  // 12 runs of 256 are a patch of 32 x 32 in three channels
   const int64_t pixels = images.sizes[1] * images.sizes[2] * images.sizes[3],
                 runs = (pixels + kBlock - 1) / kBlock;
   const dim3 grid(static_cast<unsigned>(runs < kRuns ? runs : kRuns),
                   static_cast<unsigned>(images.sizes[0] < kMaxGridY ? images.sizes[0] : kMaxGridY));
-  const auto kernel =
-      variant == Variant::kHashed ? patch_kernel<simplex::Hashed, T> : patch_kernel<simplex::OpenSimplex, T>;
-  launch(kernel, grid, dim3(kBlock), 0, stream, images, boxes, seeds, strength, std, fractal);
+  launch(patch_kernel<Noise, T>, grid, dim3(kBlock), 0, stream, images, boxes, seeds, strength, std,
+         simplex::with_unit<Noise>(fractal));
+}
+
+/// Adds all patches in one launch, in place. There must be at least one pixel.
+template <typename T>
+void launch_synthesize_anomalies(Variant variant, const Images<T>& images, const int32_t* boxes,
+                                 const int64_t* seeds, float strength, const float* std,
+                                 const Fractal& fractal, cudaStream_t stream) {
+  const auto launch_variant = variant == Variant::kHashed ? launch_patches<simplex::Hashed, T>
+                                                          : launch_patches<simplex::OpenSimplex, T>;
+  launch_variant(images, boxes, seeds, strength, std, fractal, stream);
 }
 
 }  // namespace scrd::anomalies

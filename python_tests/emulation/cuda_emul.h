@@ -130,6 +130,10 @@ T atomicMax(T* address, std::common_type_t<T> value) {
   return emul::atomic_update(address, [=](T old) { return old < value ? value : old; });
 }
 template <typename T>
+T atomicOr(T* address, std::common_type_t<T> value) {
+  return emul::atomic_update(address, [=](T old) { return static_cast<T>(old | value); });
+}
+template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
@@ -147,6 +151,7 @@ inline unsigned __float_as_uint(float x) { return emul::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return emul::bit_cast<float>(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   return b < a ? static_cast<std::common_type_t<A, B>>(b) : static_cast<std::common_type_t<A, B>>(a);
