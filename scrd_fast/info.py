@@ -158,9 +158,7 @@ def _guarded_build() -> dict[str, Any]:
 
 def _libraries() -> list[dict[str, Any]]:
     library = importlib.import_module("scrd_fast.ops._library")
-    facts = [dataclasses.asdict(state) | {"path": str(state.path)} for state in library.libraries()]
-    facts[0]["instruction set"] = library.instruction_set()
-    return facts
+    return [dataclasses.asdict(state) | {"path": str(state.path)} for state in library.libraries()]
 
 
 def _operators() -> dict[str, dict[str, str]]:

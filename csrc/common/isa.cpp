@@ -30,38 +30,47 @@ const Level* levels() {
   return all;
 }
 
-int choose() {
+struct Choice {
+  int level = 0;
+  std::string error;
+};
+
+Choice choose() {
   const char* asked = std::getenv("SCRD_FAST_ISA");
   const Level* all = levels();
   if (asked == nullptr || *asked == '\0') {
     int newest = kLevels - 1;
     while (!all[newest].available) --newest;
-    return newest;
+    return {newest, ""};
   }
   for (int i = 0; i < kLevels; ++i) {
     if (all[i].name != std::string(asked)) continue;
-    if (all[i].available) return i;
-    throw std::invalid_argument("SCRD_FAST_ISA=" + std::string(asked) +
-                                ": this CPU or build does not have it");
+    if (all[i].available) return {i, ""};
+    return {0, "SCRD_FAST_ISA=" + std::string(asked) + ": this CPU or build does not have it"};
   }
-  throw std::invalid_argument("SCRD_FAST_ISA must be baseline, avx2 or avx512, got " + std::string(asked));
+  return {0, "SCRD_FAST_ISA must be baseline, avx2 or avx512, got " + std::string(asked)};
+}
+
+const Choice& choice() {
+  static const Choice chosen = choose();
+  return chosen;
 }
 
 }  // namespace
 
 Isa chosen_isa() {
-  static const int chosen = choose();
-  return static_cast<Isa>(chosen);
+  if (!choice().error.empty()) throw std::invalid_argument(choice().error);
+  return static_cast<Isa>(choice().level);
 }
 
 }  // namespace scrd
 
-/// For Python: the name of the instruction set in use, or nullptr where SCRD_FAST_ISA asks for what is not
-/// there.
+// For Python, which asks when it has loaded the library: the name of the instruction set in use, or what is
+// wrong with SCRD_FAST_ISA.
 extern "C" __attribute__((visibility("default"))) const char* scrd_fast_isa() {
-  try {
-    return scrd::levels()[static_cast<int>(scrd::chosen_isa())].name;
-  } catch (const std::invalid_argument&) {
-    return nullptr;
-  }
+  return scrd::choice().error.empty() ? scrd::levels()[scrd::choice().level].name : nullptr;
+}
+
+extern "C" __attribute__((visibility("default"))) const char* scrd_fast_isa_error() {
+  return scrd::choice().error.empty() ? nullptr : scrd::choice().error.c_str();
 }

@@ -4,7 +4,8 @@
 // CPU.
 //
 // Rules for kernel files:
-// 1. They include only this file and <op>.h: no torch, no CUB, no cooperative groups, no inline PTX.
+// 1. They include this file and headers of csrc/ that keep to these rules: no torch, no CUB, no cooperative
+// groups, no inline PTX.
 // 2. They launch through launch(), inside a launcher that takes raw pointers.
 // 3. Static shared memory is `__shared__ SharedArray<T, N> name;`
 // 4. Dynamic shared memory is `DYNAMIC_SHARED(T, name);`

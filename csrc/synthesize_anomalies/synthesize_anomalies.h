@@ -25,21 +25,21 @@ struct Patch {
   int top, left, height, width, skipped_rows, skipped_columns;
 };
 
-/// `begin` and `length` are those of a box along one axis; both become those of its part in [0, size).
-SCRD_HOST_DEVICE inline int cut(int size, int& begin, int& length) {
-  const int64_t end = static_cast<int64_t>(begin) + length;  // could overflow an int
-  const int first = begin > 0 ? begin : 0, last = static_cast<int>(end < size ? end : size);
-  const int skipped = first - begin;
-  begin = first;
-  length = last > first ? last - first : 0;
-  return skipped;
+/// The part in [0, size) of a box's side, whatever numbers that has: where it begins, its length, and how
+/// much of the side lies before it.
+struct Cut {
+  int begin, length, skipped;
+};
+
+SCRD_HOST_DEVICE inline Cut cut(int64_t size, int64_t begin, int64_t length) {
+  const int64_t first = begin > 0 ? begin : 0, end = begin + length, last = end < size ? end : size;
+  if (last <= first) return {0, 0, 0};
+  return {static_cast<int>(first), static_cast<int>(last - first), static_cast<int>(first - begin)};
 }
 
 SCRD_HOST_DEVICE inline Patch cut_box(const int32_t* box, int64_t height, int64_t width) {
-  Patch patch{box[0], box[1], box[2], box[3], 0, 0};
-  patch.skipped_rows = cut(static_cast<int>(height), patch.top, patch.height);
-  patch.skipped_columns = cut(static_cast<int>(width), patch.left, patch.width);
-  return patch;
+  const Cut rows = cut(height, box[0], box[2]), columns = cut(width, box[1], box[3]);
+  return {rows.begin, columns.begin, rows.length, columns.length, rows.skipped, columns.skipped};
 }
 
 /// Pixel `element` of a patch's `height * width * C`, as the image's pixel and as the noise's coordinates.

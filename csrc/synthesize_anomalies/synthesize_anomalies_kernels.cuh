@@ -38,11 +38,14 @@ static __global__ void __launch_bounds__(kBlock)
 template <typename Noise, typename T>
 void launch_patches(const Images<T>& images, const int32_t* boxes, const int64_t* seeds, float strength,
                     const float* std, const Fractal& fractal, cudaStream_t stream) {
-  constexpr int64_t kRuns = 12, kMaxGridY = 65535;  // 12 runs of 256 are a patch of 32 x 32 in three channels
+  // 12 runs of 256 are a patch of 32 x 32 in three channels. Few images may have large boxes: they get more
+  // blocks, and those that find no pixel leave at once.
+  constexpr int64_t kRuns = 12, kBlocks = 2048, kMaxGridY = 65535;
   const int64_t pixels = images.sizes[1] * images.sizes[2] * images.sizes[3],
                 runs = (pixels + kBlock - 1) / kBlock;
-  const dim3 grid(static_cast<unsigned>(runs < kRuns ? runs : kRuns),
-                  static_cast<unsigned>(images.sizes[0] < kMaxGridY ? images.sizes[0] : kMaxGridY));
+  const int64_t rows = images.sizes[0] < kMaxGridY ? images.sizes[0] : kMaxGridY;
+  const int64_t most = kBlocks / rows > kRuns ? kBlocks / rows : kRuns;
+  const dim3 grid(static_cast<unsigned>(runs < most ? runs : most), static_cast<unsigned>(rows));
   launch(patch_kernel<Noise, T>, grid, dim3(kBlock), 0, stream, images, boxes, seeds, strength, std,
          simplex::with_unit<Noise>(fractal));
 }

@@ -136,7 +136,6 @@ def _raise(error: Exception) -> Callable[[Tensor], Any]:
         (RuntimeError("broken"), False, "unavailable"),
         (UnavailableError("no kernel"), True, "unavailable"),
         (ImportError("no module"), True, "unavailable"),
-        (ValueError("variant must be one of opensimplex, got 'hashed'"), True, "unavailable"),
         (ValueError("something else"), True, "FAIL"),
     ],
     ids=str,

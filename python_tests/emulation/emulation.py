@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a driver once, runs it in a process of its own, returns what it computed.
 
-A build lies in build/emulation/ under the hash of all that went into it, so the next session finds it again.
+A build lies in build/emulation/ under the hash of all that went into it, so the next run finds it again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def emulate(
 
 
 def executable(driver: str, build: str) -> Path:
-    """Built if no earlier session did."""
+    """Built if no earlier run did."""
     headers = need_host_compiler()
     flags = [*FLAGS, *headers, f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
     kernels, runtime = BUILDS[build]

@@ -40,7 +40,7 @@ class Session:
         self._workers: dict[str, Worker] = {}
         self._case: Case | None = None
         self._inputs: dict[str, list[Any]] = {}
-        self._right: dict[str, list[Tensor] | None] = {}
+        self._right: dict[str, list[Tensor]] = {}
         self._given_up: set[tuple[str, str]] = set()  # contenders and their variants
 
     def clock(self, device: torch.device) -> Clock:
@@ -68,11 +68,9 @@ class Session:
         """For a contender that needs no process of its own."""
         device = torch.device("cpu") if contender.on_cpu else self.device
         inputs, expected = self._prepared(case, contender.variant, device)
-        if expected is None:
-            return _Absent(contender, device.type, f"this version has no variant {contender.variant}")
         return LocalRunner(case, contender, device, inputs, expected, self.clock(device))
 
-    def _prepared(self, case: Case, variant: str, device: torch.device) -> tuple[list[Any], list[Tensor] | None]:
+    def _prepared(self, case: Case, variant: str, device: torch.device) -> tuple[list[Any], list[Tensor]]:
         """Inputs on the device, and the right answers. Those of one case are kept: all its contenders share them."""
         if self._case is not case:
             self._case, self._inputs, self._right = case, {}, {}
@@ -81,12 +79,7 @@ class Session:
         inputs = self._inputs[device.type]
         if variant not in self._right:
             torch.set_num_threads(self.threads)
-            try:
-                self._right[variant] = [case.oracle(one, variant) for one in inputs]
-            except ValueError as error:
-                if "variant must be one of" not in str(error):
-                    raise
-                self._right[variant] = None
+            self._right[variant] = [case.oracle(one, variant) for one in inputs]
         return inputs, self._right[variant]
 
     def work(self, case: Case) -> dict[str, Work]:
@@ -102,8 +95,6 @@ class Session:
         if contender.isa is not None and (why := self._no_isa(contender.isa)):
             return _Absent(contender, device.type, why)
         expected = self._prepared(case, contender.variant, device)[1]
-        if expected is None:
-            return _Absent(contender, device.type, f"this version has no variant {contender.variant}")
         worker = self._workers.get(key)
         if worker is None or not worker.alive:
             environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
@@ -114,10 +105,11 @@ class Session:
     def _no_isa(isa: str) -> str | None:
         """Why a process for this instruction set need not be started."""
         from scrd_fast.bench.simplex import instruction_set, missing_flags
+        from scrd_fast.ops._library import why_not
 
         if missing := missing_flags(isa):
             return f"this processor has no {', '.join(missing)}"
-        return "this build's CPU kernel has one instruction set" if instruction_set() is None else None
+        return why_not("simplex_noise", "native", torch.device("cpu")) if instruction_set() is None else None
 
     def note(self, rows: Sequence[Row]) -> None:
         """What took too long once is not tried again."""

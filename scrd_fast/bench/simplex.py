@@ -67,27 +67,31 @@ def _synthesis(options: dict[str, Any]) -> Callable[[Batch], Call]:
     def bind(inputs: Batch) -> Call:
         images, boxes, seeds, inplace = inputs
         if inplace:
-            return _in_place(images, lambda work: synthesize_anomalies(work, boxes, seeds, inplace=True, **options))
+            return _InPlace(images, lambda work: synthesize_anomalies(work, boxes, seeds, inplace=True, **options))
         return lambda: synthesize_anomalies(images, boxes, seeds, **options)
 
     return bind
 
 
-def _in_place(images: Tensor, add: Callable[[Tensor], object]) -> Call:
+class _InPlace:
     """Adds to the same images at every call, as nothing else is rewritten; a call's result is what one call adds, on
-    average over all of them so far."""
-    work, count = images.clone(), 0
+    average since `restart`. Few calls lie between two of those, so that rounding and faults stay visible."""
 
-    def result() -> Tensor:
-        return images.double() + (work.double() - images.double()) / count
+    def __init__(self, images: Tensor, add: Callable[[Tensor], object]) -> None:
+        self._images, self._add = images, add
+        self._work, self._count = images.clone(), 0
 
-    def call() -> Callable[[], Tensor]:
-        nonlocal count
-        add(work)
-        count += 1
-        return result
+    def restart(self) -> None:
+        self._work.copy_(self._images)
+        self._count = 0
 
-    return call
+    def __call__(self) -> Callable[[], Tensor]:
+        self._add(self._work)
+        self._count += 1
+        return self._result
+
+    def _result(self) -> Tensor:
+        return self._images.double() + (self._work.double() - self._images.double()) / self._count
 
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], Callable[[Any], Call]]] = {
@@ -121,7 +125,7 @@ def _require(isa: str) -> None:
         raise UnavailableError(f"this processor has no {', '.join(missing)}")
     found = instruction_set()
     if found is None:
-        raise UnavailableError("this build's CPU kernel has one instruction set")
+        raise UnavailableError("there are no CPU kernels")
     if found != isa:
         raise UnavailableError(f"asked for {isa}, the kernel runs {found}")
 
@@ -185,7 +189,7 @@ def _published(threads: int | None = None) -> Build:
                     image[:, top : top + h, left : left + w] += (STRENGTH * patch).astype(np.float32)
                 return work
 
-            return _in_place(images, add) if inputs.inplace else lambda: add(images.clone())
+            return _InPlace(images, add) if inputs.inplace else lambda: add(images.clone())
 
         return noise if case.op == "simplex_noise" else synthesis
 

@@ -62,6 +62,12 @@ class Rotation:
         self.last: list[Any] = [None] * len(self.calls)
         self._turn = 0
 
+    def restart(self) -> None:
+        """Undo what calls in place have piled up; not timed."""
+        for call in self.calls:
+            if (restart := getattr(call, "restart", None)) is not None:
+                restart()
+
     def __call__(self) -> None:
         turn = self._turn
         self._turn = (turn + 1) % len(self.calls)

@@ -46,6 +46,8 @@ BACKENDS = ("auto", "reference", "native", "triton")
 # Without isolation, so that it builds with the torch in use.
 REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"
 
+CHANGES_FIRST = "(Tensor(a!)"  # so begins the schema of an operator that works in place
+
 library = torch.library.Library("scrd_fast", "DEF")  # type: ignore[no-untyped-call]
 _triton_library = torch.library.Library("scrd_fast_triton", "DEF")  # type: ignore[no-untyped-call]
 _in_triton: set[str] = set()  # the operators that have a Triton kernel
@@ -60,6 +62,7 @@ class LibraryState:
     path: Path
     state: str
     error: str | None = None
+    instruction_set: str | None = None  # of the CPU kernels in use
 
 
 def build_info() -> dict[str, str] | None:
@@ -83,7 +86,19 @@ def _load(name: str) -> LibraryState:
     except OSError as error:
         _warn(path, str(error))
         return LibraryState(name, path, "failed to load", str(error))
-    return LibraryState(name, path, "loaded")
+    return _with_instruction_set(path) if name == "cpu" else LibraryState(name, path, "loaded")
+
+
+def _with_instruction_set(path: Path) -> LibraryState:
+    """The newest that was built and that this CPU has, or the one that SCRD_FAST_ISA asks for."""
+    loaded = ctypes.CDLL(str(path))
+    answers = []
+    for ask in (loaded.scrd_fast_isa, loaded.scrd_fast_isa_error):
+        ask.restype = ctypes.c_char_p
+        answer = ask()
+        answers.append(None if answer is None else str(answer.decode()))
+    isa, error = answers
+    return LibraryState("cpu", path, "unusable" if error else "loaded", error, isa)
 
 
 def _warn(path: Path, error: str) -> None:
@@ -104,21 +119,29 @@ def libraries() -> list[LibraryState]:
 
 
 def instruction_set() -> str | None:
-    """The instruction set of the CPU kernels in use: the newest that was built and that this CPU has, or the one that
-    SCRD_FAST_ISA asked for when they were first used. None without kernels, or where it asks for what is not there."""
-    state = _STATES["cpu"]
-    if state.state != "loaded":
-        return None
-    ask = ctypes.CDLL(str(state.path)).scrd_fast_isa
-    ask.restype = ctypes.c_char_p
-    name = ask()
-    return None if name is None else str(name.decode())
+    """That of the CPU kernels in use; None without kernels, or where SCRD_FAST_ISA asks for what is not there."""
+    return _STATES["cpu"].instruction_set
 
 
 def define(schema: str, reference: Callable[..., Any]) -> None:
     """Define an operator whose kernel, where no other is registered, is `reference`."""
     name = library.define(schema)  # type: ignore[no-untyped-call]
     library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    if CHANGES_FIRST in schema:
+        _tell_autograd(library, name)
+
+
+def _tell_autograd(owner: torch.library.Library, name: str) -> None:
+    """Count the changes of the first argument, as autograd wants them counted: it does not see kernels write."""
+    operator = getattr(getattr(torch.ops, owner.ns), name).default
+
+    def counted(keys: Any, changed: torch.Tensor, *rest: Any) -> Any:
+        if not changed.is_inference():
+            torch.autograd.graph.increment_version(changed)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return operator.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, changed, *rest)
+
+    owner.impl(name, counted, "ADInplaceOrView", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def define_triton(
@@ -132,6 +155,8 @@ def define_triton(
 
     _triton_library.impl(name, launch, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"scrd_fast_triton::{name}", fake)
+    if CHANGES_FIRST in schema:
+        _tell_autograd(_triton_library, name)
     if backward is not None:
         torch.library.register_autograd(f"scrd_fast_triton::{name}", backward)
     _in_triton.add(name)

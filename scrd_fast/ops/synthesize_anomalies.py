@@ -9,7 +9,7 @@ is the slice z = c (the synthesis of Li et al., ICLR 2025, which is that of RD++
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ def synthesize_anomalies(
     Images are float32, float16, bfloat16 or float64 in any memory layout, boxes in pixels, frequency in cycles
     per pixel. For images that were divided by a `std` per channel, give that `std`: the noise is divided by it
     too, as if it had been added before the normalisation. `inplace=True` writes into `images` and returns it
-    (no gradient); otherwise the gradient passes through unchanged. An empty box adds nothing.
+    (no gradient); otherwise the gradient passes through to the images unchanged, in reverse mode. An empty box adds
+    nothing.
 
     Raises ValueError (shapes, devices, or, where the boxes are on the CPU, a box that leaves the image) or
     TypeError (dtypes). On a GPU a box is cut at the border instead, since reading it would stall the device.
@@ -61,25 +62,24 @@ def synthesize_anomalies(
     """
     _check(images, boxes, seeds, strength, std, inplace)
     check_noise(octaves, persistence, frequency, variant)
-    std = None if std is None else std.float()
+    std = None if std is None else std.detach().float()
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
     run = choose(name, backend, images.device, _reference_ if inplace else _reference)
     result: Tensor = run(images, boxes, seeds, strength, std, octaves, persistence, frequency, variant)
-    if not inplace:
-        return result
-    if not torch.compiler.is_compiling() and not images.is_inference():
-        torch.autograd.graph.increment_version(images)  # autograd does not see kernels write
-    return images
+    return images if inplace else result
 
 
 def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None, inplace: bool) -> None:
+    for name, value in (("images", images), ("boxes", boxes), ("seeds", seeds)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if images.dim() != 4:
         raise ValueError(f"images must be [N, C, H, W], got {list(images.shape)}")
     check_floating("images", images)
     n, c, height, width = images.shape
     if c * height * width >= 2**31:
         raise ValueError(f"images must have fewer than 2^31 values each, got {list(images.shape)}")
-    if inplace and any(stride == 0 and size > 1 for stride, size in zip(images.stride(), images.shape, strict=True)):
+    if inplace and not torch.compiler.is_compiling() and _overlaps(images):
         raise ValueError("images must not share memory between their own elements with inplace=True; clone them first")
     if inplace and images.requires_grad and torch.is_grad_enabled():
         raise ValueError("images must not require a gradient with inplace=True; leave it out, or use torch.no_grad()")
@@ -98,8 +98,18 @@ def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: T
     for name, tensor in (("boxes", boxes), ("seeds", seeds), ("std", std)):
         if tensor is not None and tensor.device != images.device:
             raise ValueError(f"{name} must be on the images' device {images.device}, got {tensor.device}")
-    if boxes.device.type == "cpu" and not torch.compiler.is_compiling():
+    if boxes.device.type == "cpu" and type(boxes) is Tensor and not torch.compiler.is_compiling():
         _check_inside(boxes, height, width)
+
+
+def _overlaps(images: Tensor) -> bool:
+    """Whether two elements may share memory."""
+    reach = 0
+    for stride, size in sorted(zip(images.stride(), images.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def _check_inside(boxes: Tensor, height: int, width: int) -> None:
@@ -113,6 +123,19 @@ def _check_inside(boxes: Tensor, height: int, width: int) -> None:
         )
 
 
+class _Cut(NamedTuple):
+    """The part in [0, size) of a box's side: the image's pixels, and the noise's."""
+
+    image: slice
+    noise: slice
+
+    @classmethod
+    def of(cls, size: int, begin: int, length: int) -> _Cut:
+        first, last = max(begin, 0), min(begin + length, size)
+        last = max(first, last)
+        return cls(slice(first, last), slice(first - begin, last - begin) if last > first else slice(0, 0))
+
+
 def _add_patches(
     images: Tensor,
     boxes: Tensor,
@@ -122,21 +145,19 @@ def _add_patches(
     noise: dict[str, Any],
 ) -> None:
     """Add the patches in place, cutting each box at the border."""
-    if images.numel() == 0:
-        return
-    c = images.shape[1]
-    tallest, widest = boxes[:, 2:].amax(0).clamp_min(0).tolist()
-    if tallest == 0 or widest == 0:
+    c, height, width = images.shape[1:]
+    cuts = [(_Cut.of(height, top, h), _Cut.of(width, left, w)) for top, left, h, w in boxes.tolist()]
+    tallest = max((rows.noise.stop for rows, _ in cuts), default=0)
+    widest = max((columns.noise.stop for _, columns in cuts), default=0)
+    if images.numel() == 0 or tallest == 0 or widest == 0:
         return
     patches = strength * simplex_noise(seeds, (c, tallest, widest), backend="reference", **noise)
     if std is not None:
         patches = patches / std.to(patches)[:, None, None]
-    for image, patch, (top, left, h, w) in zip(images, patches, boxes.tolist(), strict=True):
-        y, x = slice(max(top, 0), max(top + h, 0)), slice(max(left, 0), max(left + w, 0))
-        region = image[:, y, x]
-        i, j = y.start - top, x.start - left
-        cut = patch[:, i : i + region.shape[1], j : j + region.shape[2]]
-        region.copy_(region.to(torch.promote_types(image.dtype, cut.dtype)) + cut)
+    for image, patch, (rows, columns) in zip(images, patches, cuts, strict=True):
+        region, added = image[:, rows.image, columns.image], patch[:, rows.noise, columns.noise]
+        if region.numel() > 0:
+            region.copy_(region.to(torch.promote_types(image.dtype, added.dtype)) + added)
 
 
 def _reference_(
