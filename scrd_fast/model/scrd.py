@@ -108,14 +108,13 @@ class SCRD(nn.Module):
         student, weights = self._reconstruct_like(features)
         shape = (images.shape[2], images.shape[3])
         chosen = weights if self.config.map_weights else None
-        top5 = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=0.05)
-        assert top5.map is not None  # for the type checker: both were asked for
-        assert top5.max is not None
-        assert top5.top is not None
-        pixels = top5.map.flatten(1)
-        top1 = pixels.topk(max(1, -(-pixels.shape[1] // 100)), dim=1).values.mean(1)
-        scores = {"mean": top5.mean, "max": top5.max, "top1": top1, "top5": top5.top}
-        return Prediction(top5.map, scores, weights)
+        found = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=(0.01, 0.05))
+        assert found.map is not None  # for the type checker: all were asked for
+        assert found.max is not None
+        assert found.top is not None
+        top1, top5 = found.top.unbind(1)
+        scores = {"mean": found.mean, "max": found.max, "top1": top1, "top5": top5}
+        return Prediction(found.map, scores, weights)
 
     @torch.inference_mode()
     def predict(self, images: Tensor, *, precision: Precision = "32") -> Prediction:

@@ -3,6 +3,7 @@
 
 from scrd_fast.ops.anomaly_map import AnomalyMap, anomaly_map
 from scrd_fast.ops.contrastive_distance import contrastive_distance
+from scrd_fast.ops.cosine_distances import cosine_distances
 from scrd_fast.ops.simplex_noise import simplex_noise
 from scrd_fast.ops.synthesize_anomalies import synthesize_anomalies
 
@@ -10,6 +11,7 @@ __all__ = [
     "AnomalyMap",
     "anomaly_map",
     "contrastive_distance",
+    "cosine_distances",
     "simplex_noise",
     "synthesize_anomalies",
 ]
