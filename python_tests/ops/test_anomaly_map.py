@@ -220,7 +220,7 @@ X = torch.ones(2, 3, 4, 4)
             ([X], [X], None, (8, 8)),
             {"sigma": -1.0},
             ValueError,
-            "sigma must be at least 0 and below 2\\^20 pixels, got -1.0",
+            "sigma must be at least 0 and below 2\\^14 pixels, got -1.0",
         ),
         (
             ([X], [X], None, (8, 8)),

@@ -120,8 +120,8 @@ def _check(
         raise ValueError(f"size must be (height, width), both at least 1, got {tuple(size)}")
     if size[0] * size[1] >= 2**31:
         raise ValueError(f"size must have fewer than 2^31 pixels, got {tuple(size)}")
-    if not 0 <= sigma < 2**20:
-        raise ValueError(f"sigma must be at least 0 and below 2^20 pixels, got {sigma}")
+    if not 0 <= sigma < 2**14:
+        raise ValueError(f"sigma must be at least 0 and below 2^14 pixels, got {sigma}")
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"top must be a share of the pixels, above 0 and at most 1, got {share}")
