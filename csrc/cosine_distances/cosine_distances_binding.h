@@ -63,11 +63,23 @@ class Pair {
     return maps;
   }
 
+  ScalarType accumulator() const {
+    return type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+
   /// The distances of this pair, [N, H, W], not yet filled.
   Tensor allocate() const {
-    const ScalarType accumulator = type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     return torch::stable::new_empty(teacher_, {teacher_.size(0), teacher_.size(2), teacher_.size(3)},
-                                    accumulator);
+                                    accumulator());
+  }
+
+  /// Gradients of the distances, dense.
+  Tensor checked_grad(const Tensor& grad) const {
+    STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == teacher_.size(0) && grad.size(1) == teacher_.size(2) &&
+                        grad.size(2) == teacher_.size(3) && grad.scalar_type() == accumulator() &&
+                        grad.device() == teacher_.device(),
+                    "grads must be as the distances");
+    return torch::stable::contiguous(grad);
   }
 
  private:
@@ -101,5 +113,10 @@ class Pair {
   Tensor teacher_, student_;
   bool rows_ = false;
 };
+
+/// Lists of one length, at least one.
+inline void check_lengths(const std::vector<Tensor>& first, const std::vector<Tensor>& second) {
+  STD_TORCH_CHECK(!first.empty() && first.size() == second.size(), "lists must be of one length, at least 1");
+}
 
 }  // namespace scrd::cosine
