@@ -61,6 +61,25 @@ struct Task {
   }
 };
 
+/// The gradients that come from behind, dense.
+struct Grads {
+  std::optional<Tensor> map;  // [N, 1, H, W]
+  Tensor mean;                // [N]
+
+  Grads(const Task& task, const std::optional<Tensor>& of_map, const Tensor& of_mean)
+      : mean(torch::stable::contiguous(of_mean)) {
+    STD_TORCH_CHECK(mean.dim() == 1 && mean.size(0) == task.samples() && mean.scalar_type() == task.type() &&
+                        mean.device() == task.distances[0].device(),
+                    "grad_mean must be as the mean");
+    if (!of_map) return;
+    map = torch::stable::contiguous(*of_map);
+    STD_TORCH_CHECK(map->dim() == 4 && map->size(0) == task.samples() && map->size(1) == 1 &&
+                        map->size(2) == task.height && map->size(3) == task.width &&
+                        map->scalar_type() == task.type() && map->device() == mean.device(),
+                    "grad_map must be as the map");
+  }
+};
+
 /// The four results, not yet filled. What was not asked for is empty.
 struct Results {
   Tensor map, mean, max, top;
