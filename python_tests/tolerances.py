@@ -22,14 +22,18 @@ TOLERANCES: dict[tuple[str, torch.dtype], Tolerance] = {
     ("simplex_noise", torch.float32): Tolerance(rtol=0.0, atol=3e-6),
     # Sums of up to 2,048 products in float32, against float64 on the same inputs: blocked sums lose about
     # sqrt(2048) * 2^-24 = 3e-6 of a norm, and the cosine of unit vectors is absolute.
+    ("cosine_distances", torch.float32): Tolerance(rtol=1e-5, atol=1e-5),
     ("anomaly_map", torch.float32): Tolerance(rtol=1e-5, atol=1e-5),
     ("contrastive_distance", torch.float32): Tolerance(rtol=1e-5, atol=1e-5),
     # Half-precision inputs are exact in float32: what is computed from them loses nothing more.
+    ("cosine_distances", torch.float16): Tolerance(rtol=1e-5, atol=1e-5),
+    ("cosine_distances", torch.bfloat16): Tolerance(rtol=1e-5, atol=1e-5),
     ("anomaly_map", torch.float16): Tolerance(rtol=1e-5, atol=1e-5),
     ("anomaly_map", torch.bfloat16): Tolerance(rtol=1e-5, atol=1e-5),
     ("contrastive_distance", torch.float16): Tolerance(rtol=1e-5, atol=1e-5),
     ("contrastive_distance", torch.bfloat16): Tolerance(rtol=1e-5, atol=1e-5),
     # float64 throughout: sums of up to 2,048 terms, 2048 * 2^-53 = 2e-13.
+    ("cosine_distances", torch.float64): Tolerance(rtol=1e-12, atol=1e-12),
     ("anomaly_map", torch.float64): Tolerance(rtol=1e-12, atol=1e-12),
     ("contrastive_distance", torch.float64): Tolerance(rtol=1e-12, atol=1e-12),
     # 0.2 times the noise, divided by a standard deviation of 0.22 at least, and one rounding to the images' type.

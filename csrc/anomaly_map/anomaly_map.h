@@ -100,6 +100,7 @@ template <typename A>
 SCRD_HOST_DEVICE inline typename KeyOf<A>::Type key_of(A value) {
   using Key = typename KeyOf<A>::Type;
   constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
+  value += 0;  // -0 becomes 0, to which it is equal
   Key bits;
   memcpy(&bits, &value, sizeof bits);
   return (bits & kSign) != 0 ? ~bits : bits | kSign;

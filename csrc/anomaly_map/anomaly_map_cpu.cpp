@@ -98,7 +98,7 @@ void fill_maps(const Task& task, const Scales<A>& scales, A* out) {
 template <typename A>
 class Scorer {
  public:
-  Scorer(const A* pixels, int64_t count) : pixels_(pixels), count_(count), counts_(kBins) {
+  Scorer(const A* pixels, int64_t count) : pixels_(pixels), count_(count) {
     unordered_ = kernels_.range(pixels, count, &least_, &largest_);
     if (unordered_) return;
     using Key = typename KeyOf<A>::Type;
@@ -112,9 +112,9 @@ class Scorer {
   /// The mean of the largest `share` of all pixels: whole bins are summed, the one that is cut is sorted.
   A mean_of_largest(double share) {
     if (unordered_) return std::numeric_limits<A>::quiet_NaN();
-    if (inside_.empty()) {
+    if (counts_.empty()) {
+      counts_.resize(kBins);
       kernels_.histogram(pixels_, count_, bins_, counts_.data());
-      inside_.resize(static_cast<size_t>(count_));
     }
     const int64_t wanted = count_of(share, count_);
     int bin = last_;
@@ -122,12 +122,12 @@ class Scorer {
          seen += counts_[static_cast<size_t>(bin)])
       --bin;
     const bool top_bin = bin == last_;
+    inside_.resize(std::max(inside_.size(), size_t{counts_[static_cast<size_t>(bin)]}));
     const Split<A> found = kernels_.split(pixels_, count_, edge(bin), top_bin ? largest_ : edge(bin + 1),
                                           top_bin, inside_.data());
-    // A zero's sign counts for keys and not for comparisons: more zeros than wanted change no sum.
-    const int64_t rest = std::max<int64_t>(wanted - found.above, 0);
-    std::nth_element(inside_.begin(), inside_.begin() + std::max<int64_t>(rest - 1, 0),
-                     inside_.begin() + found.inside, std::greater<A>());
+    const int64_t rest = wanted - found.above;  // at least one
+    std::nth_element(inside_.begin(), inside_.begin() + rest - 1, inside_.begin() + found.inside,
+                     std::greater<A>());
     double sum = found.sum;
     for (int64_t i = 0; i < rest; ++i) sum += static_cast<double>(inside_[static_cast<size_t>(i)]);
     return static_cast<A>(sum / static_cast<double>(wanted));

@@ -148,27 +148,26 @@ void histogram(const A* pixels, int64_t count, const Bins<A>& bins, uint32_t* co
 
 template <typename A>
 Split<A> split(const A* pixels, int64_t count, A lower, A upper, bool no_upper, A* inside) {
-  constexpr int kRun = 64;
+  constexpr int kRun = 16;  // most runs lie below and are done with at once
   Split<A> found{0, 0, 0};
-  for (int64_t first = 0; first < count; first += kRun) {
-    const int length = static_cast<int>(count - first < kRun ? count - first : kRun);
-    const A* from = pixels + first;
-    A sum = 0;
-    int above = 0, not_below = 0;
-#pragma omp simd reduction(+ : sum, above, not_below)
-    for (int i = 0; i < length; ++i) {
-      const bool high = !no_upper && from[i] >= upper;
-      sum += high ? from[i] : 0;
-      above += high ? 1 : 0;
-      not_below += from[i] >= lower ? 1 : 0;
+  const auto sort_in = [&](A pixel) {
+    if (pixel < lower) return;
+    if (no_upper || pixel < upper) {
+      inside[found.inside++] = pixel;
+    } else {
+      found.sum += static_cast<double>(pixel);
+      ++found.above;
     }
-    found.sum += static_cast<double>(sum);
-    found.above += above;
-    if (not_below == above) continue;
-    for (int i = 0; i < length; ++i) {
-      if (from[i] >= lower && (no_upper || from[i] < upper)) inside[found.inside++] = from[i];
-    }
+  };
+  int64_t first = 0;
+  for (; first + kRun <= count; first += kRun) {
+    A highest = pixels[first];
+#pragma omp simd reduction(max : highest)
+    for (int i = 0; i < kRun; ++i) highest = pixels[first + i] > highest ? pixels[first + i] : highest;
+    if (highest < lower) continue;
+    for (int i = 0; i < kRun; ++i) sort_in(pixels[first + i]);
   }
+  for (; first < count; ++first) sort_in(pixels[first]);
   return found;
 }
 

@@ -61,6 +61,9 @@ def cosine_distances(
 
 def check_features(teacher: list[Tensor], student: list[Tensor], eps: float) -> None:
     check_same_maps(("teacher", "student"), teacher, student)
+    kinds = {t.dtype for t in teacher}
+    if torch.float64 in kinds and len(kinds) > 1:
+        raise TypeError(f"teacher must be float64 at every scale or at none, got {[str(t.dtype) for t in teacher]}")
     if not eps > 0:
         raise ValueError(f"eps must be greater than 0, got {eps}")
 
