@@ -13,10 +13,11 @@ from tolerances import TOLERANCES
 from torch import Tensor
 
 from scrd_fast.errors import UnavailableError
-from scrd_fast.ops import anomaly_map
+from scrd_fast.ops import _library, anomaly_map
+from scrd_fast.ops.anomaly_map import _reference as reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-BACKENDS = ["auto", "reference"]
+BACKENDS = ["native", "reference"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 # Feature sizes and map sizes: the model's, primes, not square, one pixel, a map smaller than the blur's radius.
 CASES = [
@@ -27,6 +28,11 @@ CASES = [
     ([(1, 5, 1, 9)], (1, 40)),
     ([(0, 3, 4, 4)], (8, 8)),
 ]
+
+
+def need(backend: str, device: str = "cpu") -> None:
+    if reason := _library.why_not("anomaly_map", backend, torch.device(device)):
+        pytest.skip(reason)
 
 
 def features(shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
@@ -70,6 +76,7 @@ def test_equals_torch_and_scipy(
     backend: str,
     weighted: bool,
 ) -> None:
+    need(backend, device)
     torch.manual_seed(0)
     teacher, student = features(shapes, dtype, device), features(shapes, dtype, device)
     weights = torch.rand(shapes[0][0], len(shapes), device=device, dtype=torch.float64) if weighted else None
@@ -89,19 +96,24 @@ def test_equals_torch_and_scipy(
     torch.testing.assert_close(result.top.cpu().double(), largest.mean(1), **tolerance)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("border", ["reflect", "mirror"])
 @pytest.mark.parametrize("combine", ["add", "multiply"])
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 4.0, 7.3])
-@pytest.mark.parametrize("size", [(1, 2), (9, 33), (40, 40)], ids=str)
-def test_every_border_combination_and_blur(size: tuple[int, int], sigma: float, combine: str, border: str) -> None:
+@pytest.mark.parametrize("size", [(1, 2), (9, 33), (40, 40), (3, 150)], ids=str)
+def test_every_border_combination_and_blur(
+    size: tuple[int, int], sigma: float, combine: str, border: str, backend: str
+) -> None:
+    need(backend)
     torch.manual_seed(3)
     shapes = [(2, 4, 6, 5), (2, 8, 3, 2)]
     teacher, student = features(shapes, torch.float64), features(shapes, torch.float64)
-    result = anomaly_map(teacher, student, None, size, sigma=sigma, border=border, combine=combine)
+    options: dict[str, Any] = {"sigma": sigma, "border": border, "combine": combine, "backend": backend}
+    result = anomaly_map(teacher, student, None, size, **options)
     expected = independent(teacher, student, None, size, sigma, border, combine)
     assert result.map is not None
     np.testing.assert_allclose(result.map[:, 0].numpy(), expected, rtol=1e-11, atol=1e-11)
-    alone = anomaly_map(teacher, student, None, size, sigma=sigma, border=border, combine=combine, return_map=False)
+    alone = anomaly_map(teacher, student, None, size, **options, return_map=False)
     assert alone.map is None
     assert alone.max is None
     np.testing.assert_allclose(alone.mean.numpy(), expected.mean((1, 2)), rtol=1e-11, atol=1e-11)
@@ -123,6 +135,7 @@ def test_layouts_do_not_change_the_numbers(layout: str) -> None:
 @pytest.mark.parametrize(("combine", "weighted"), [("add", True), ("add", False), ("multiply", False)])
 @pytest.mark.parametrize("return_map", [True, False])
 def test_gradients_by_finite_differences(combine: str, weighted: bool, return_map: bool, backend: str) -> None:
+    need(backend)
     torch.manual_seed(5)
     shapes = [(2, 3, 4, 5), (2, 4, 3, 2)]
     inputs = [x.requires_grad_() for x in features(shapes * 2, torch.float64)]
@@ -170,21 +183,78 @@ def test_compiles_into_one_graph() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("combine", ["add", "multiply"])
+@pytest.mark.parametrize("size", [(64, 64), (37, 141)], ids=str)
+def test_a_sample_has_the_same_bits_in_any_batch(size: tuple[int, int], combine: str, device: str) -> None:
+    need("native", device)
     torch.manual_seed(6)
     shapes = [(5, 24, 16, 16), (5, 40, 8, 8)]
-    teacher, student = features(shapes, torch.float32), features(shapes, torch.float32)
-    whole = anomaly_map(teacher, student, None, (64, 64), top=0.05)
-    assert whole.top is not None
+    teacher, student = features(shapes, torch.float32, device), features(shapes, torch.float32, device)
+    weights = torch.rand(5, 2, device=device) if combine == "add" else None
+    options: dict[str, Any] = {"combine": combine, "top": (0.01, 0.05), "backend": "native"}
+    whole = anomaly_map(teacher, student, weights, size, **options)
     for n in range(5):
-        one = anomaly_map([t[n : n + 1] for t in teacher], [s[n : n + 1] for s in student], None, (64, 64), top=0.05)
-        assert one.top is not None
-        torch.testing.assert_close(one.top, whole.top[n : n + 1], rtol=0, atol=1e-5)
+        part = slice(n, n + 1)
+        own = None if weights is None else weights[part]
+        alone = anomaly_map([t[part] for t in teacher], [s[part] for s in student], own, size, **options)
+        for a, w in zip(alone, whole, strict=True):
+            assert a is not None
+            assert w is not None
+            assert torch.equal(a, w[part])
 
 
-def test_zero_vectors_give_one_and_finite_gradients() -> None:
+def test_the_number_of_threads_changes_no_bit() -> None:
+    need("native")
+    torch.manual_seed(9)
+    shapes = [(3, 24, 32, 32), (3, 40, 8, 8)]
+    teacher, student = features(shapes, torch.float32), features(shapes, torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(anomaly_map(teacher, student, None, (200, 150), top=0.05, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["smooth", "constant", "ties", "zeros of either sign", "outlier", "negative"])
+def test_the_largest_pixels_are_found_whatever_their_values(kind: str, device: str, backend: str) -> None:
+    """One channel of a distance map at full size and no blur: the map is the distances themselves."""
+    need(backend, device)
+    torch.manual_seed(10)
+    h, w = 67, 45
+    maps = {
+        "smooth": torch.linspace(0, 1, h)[:, None] * torch.linspace(1, 2, w),
+        "constant": torch.full((h, w), 0.7),
+        "ties": torch.randint(0, 4, (h, w)) / 4,
+        "zeros of either sign": torch.where(torch.rand(h, w) < 0.5, -0.0, 0.0),
+        "outlier": torch.rand(h, w).index_put((torch.tensor(3), torch.tensor(4)), torch.tensor(1e30)),
+        "negative": -torch.rand(h, w) * 1e-3,
+    }
+    distance = maps[kind][None].to(device)
+    shares = [1e-9, 0.01, 0.05, 0.5, 0.999, 1.0]
+    operator = reference if backend == "reference" else torch.ops.scrd_fast.anomaly_map
+    full, _, largest, top = operator([distance], None, [h, w], 0.0, "reflect", shares, True)
+    assert torch.equal(full[0, 0], distance[0])
+    assert largest.item() == maps[kind].max().item()
+    ranked = maps[kind].flatten().double().sort(descending=True).values
+    expected = torch.stack([ranked[: math.ceil(share * h * w)].mean() for share in shares])
+    torch.testing.assert_close(top[0].double().cpu(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_vectors_give_one_and_finite_gradients(backend: str) -> None:
+    need(backend)
     student = torch.zeros(1, 3, 4, 4, requires_grad=True)
-    result = anomaly_map([torch.randn(1, 3, 4, 4)], [student], None, (8, 8))
+    result = anomaly_map([torch.randn(1, 3, 4, 4)], [student], None, (8, 8), backend=backend)
     assert result.map is not None
     torch.testing.assert_close(result.map, torch.ones(1, 1, 8, 8))
     result.mean.sum().backward()
@@ -192,14 +262,76 @@ def test_zero_vectors_give_one_and_finite_gradients() -> None:
     assert student.grad.isfinite().all()
 
 
-def test_bad_values_stay_in_their_image() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_values_stay_in_their_image(bad: float, device: str, backend: str) -> None:
+    need(backend, device)
     torch.manual_seed(7)
-    teacher, student = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
-    expected = anomaly_map([teacher], [student], None, (8, 8)).mean
-    teacher[1, 0, 2, 2] = float("inf")
-    actual = anomaly_map([teacher], [student], None, (8, 8)).mean
-    assert actual[1].isnan()
-    torch.testing.assert_close(actual[[0, 2]], expected[[0, 2]], rtol=0, atol=1e-6)
+    teacher, student = (torch.randn(3, 2, 4, 4, device=device) for _ in range(2))
+    options: dict[str, Any] = {"top": (0.01, 0.5), "backend": backend}
+    expected = anomaly_map([teacher], [student], None, (8, 8), **options)
+    teacher[1, 0, 2, 2] = bad
+    actual = anomaly_map([teacher], [student], None, (8, 8), **options)
+    for a, e in zip(actual, expected, strict=True):
+        assert a is not None
+        assert e is not None
+        torch.testing.assert_close(a[[0, 2]], e[[0, 2]], rtol=0, atol=1e-6)
+        assert a[1].isnan().any()
+    assert actual.mean[1].isnan()
+    assert actual.max is not None
+    assert actual.top is not None
+    assert actual.max[1].isnan()
+    assert actual.top[1].isnan().all()
+
+
+def test_one_share_and_several() -> None:
+    torch.manual_seed(11)
+    teacher, student = features([(2, 4, 6, 6)], torch.float32), features([(2, 4, 6, 6)], torch.float32)
+    both = anomaly_map(teacher, student, None, (30, 20), top=(0.01, 0.1)).top
+    assert both is not None
+    assert both.shape == (2, 2)
+    for i, share in enumerate((0.01, 0.1)):
+        one = anomaly_map(teacher, student, None, (30, 20), top=share, return_map=False)
+        assert one.map is None
+        assert one.top is not None
+        assert torch.equal(one.top, both[:, i])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inference_leaves_nothing_that_training_could_stumble_over(backend: str) -> None:
+    """A size that no other test has, so that its matrices are made under inference mode."""
+    need(backend)
+    student = torch.randn(1, 3, 5, 6)
+    with torch.inference_mode():
+        before = anomaly_map([torch.ones(1, 3, 5, 6)], [student.clone()], None, (51, 61), backend=backend)
+    student.requires_grad_()
+    after = anomaly_map([torch.ones(1, 3, 5, 6)], [student], None, (51, 61), backend=backend)
+    assert before.map is not None
+    assert after.map is not None
+    assert torch.equal(before.map, after.map)
+    after.map.square().sum().backward()
+    assert student.grad is not None
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("backend", ["native", "triton"])
+def test_can_be_captured_in_a_graph(backend: str) -> None:
+    """The first call of all with this size is the captured one."""
+    need(backend, "cuda")
+    torch.manual_seed(12)
+    teacher, student = (features([(2, 8, 16, 16)], torch.float32, "cuda") for _ in range(2))
+    anomaly_map(teacher, student, None, (21, 22), top=0.05, backend=backend)  # compiles, loads
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = anomaly_map(teacher, student, None, (73, 71), top=0.05, backend=backend)
+    student[0].copy_(torch.randn_like(student[0]))
+    graph.replay()
+    expected = anomaly_map(teacher, student, None, (73, 71), top=0.05, backend=backend)
+    for a, b in zip(captured, expected, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
 
 
 X = torch.ones(2, 3, 4, 4)
@@ -230,6 +362,8 @@ X = torch.ones(2, 3, 4, 4)
         ),
         (([X], [X], None, (8, 8)), {"combine": "max"}, ValueError, "combine must be one of add, multiply"),
         (([X], [X], None, (8, 8)), {"top": 0.0}, ValueError, "top must be a share"),
+        (([X], [X], None, (8, 8)), {"top": (0.1, 1.5)}, ValueError, "top must be a share of the pixels.*got 1.5"),
+        (([X], [X], None, (2**16, 2**16)), {}, ValueError, r"size must have fewer than 2\^31 pixels"),
         (([X], [X], None, (8, 8)), {"eps": 0.0}, ValueError, "eps must be greater than 0"),
         (([X], [X], torch.ones(2, 2), (8, 8)), {}, ValueError, r"weights must be \[2, 1\]"),
         (([X], [X], torch.ones(2, 1).long(), (8, 8)), {}, TypeError, "weights must be floating-point"),
