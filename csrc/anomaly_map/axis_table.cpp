@@ -19,12 +19,12 @@ std::vector<double> make_rows(const Axis& axis, int64_t limit) {
   }
   std::vector<double> rows(static_cast<size_t>(axis.target * limit));
   for (int64_t place = 0; place < axis.target; ++place) {
-    double* row = rows.data() + place * limit - band(axis, place).first;
+    const int64_t start = place * limit - band(axis, place).first;
     for (int64_t offset = -radius; offset <= radius; ++offset) {
       const Between at = between(axis, folded(place + offset, axis.target, axis.mirror));
       const double tap = taps[static_cast<size_t>(offset + radius)] / total;
-      row[at.first] += tap * (1 - at.share);
-      if (at.share > 0) row[at.first + 1] += tap * at.share;
+      rows[static_cast<size_t>(start + at.first)] += tap * (1 - at.share);
+      if (at.share > 0) rows[static_cast<size_t>(start + at.first + 1)] += tap * at.share;
     }
   }
   return rows;

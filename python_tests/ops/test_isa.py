@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,20 +38,43 @@ torch.save((_library.instruction_set(), noise), sys.argv[1])
 """
 
 
+# Features of every type and layout with ragged vectors, tiles, blocks and chunks; map, scores and gradients.
+MAPS = """
+import sys, torch
+from scrd_fast.ops import _library, anomaly_map
+torch.manual_seed(0)
+found = {}
+for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        features = [torch.randn(2, c, h, w) for _ in range(2) for c, h, w in ((37, 35, 33), (70, 9, 5))]
+        teacher = [x.to(dtype).contiguous(memory_format=layout).requires_grad_() for x in features[:2]]
+        student = [x.to(dtype).contiguous(memory_format=layout).requires_grad_() for x in features[2:]]
+        weights = torch.rand(2, 2, requires_grad=True)
+        result = anomaly_map(teacher, student, weights, (71, 83), top=(0.01, 0.3), backend=BACKEND)
+        grads = torch.autograd.grad(result.map.square().sum() + result.mean.sum(), [*teacher, *student, weights])
+        found[str(dtype), str(layout)] = [x.detach() for x in (*result, *grads)]
+torch.save((_library.instruction_set(), found), sys.argv[1])
+"""
+
+
 def run(isa: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"SCRD_FAST_ISA": isa}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def noise_of(isa: str, folder: Path) -> dict[tuple[str, float], torch.Tensor]:
-    done = run(isa, NOISE, str(folder / isa))
+def results_of(isa: str, code: str, folder: Path) -> dict[tuple[str, Any], Any]:
+    done = run(isa, code, str(folder / isa))
     if "this CPU or build does not have it" in done.stderr:
         pytest.skip(f"this CPU does not have {isa}")
     assert done.returncode == 0, done.stderr
-    name, noise = torch.load(folder / isa, weights_only=True)
+    name, results = torch.load(folder / isa, weights_only=True)
     assert name == isa
-    return dict(noise)
+    return dict(results)
+
+
+def noise_of(isa: str, folder: Path) -> dict[tuple[str, float], torch.Tensor]:
+    return results_of(isa, NOISE, folder)
 
 
 @pytest.mark.parametrize("isa", ISAS[1:])
@@ -66,6 +90,20 @@ def test_equals_the_reference(isa: str, tmp_path: Path) -> None:
     for (variant, frequency), noise in noise_of(isa, tmp_path).items():
         expected = simplex_noise(torch.tensor(SEEDS), SIZE, frequency=frequency, variant=variant, backend="reference")
         torch.testing.assert_close(noise, expected, **TOLERANCES["simplex_noise", torch.float32]._asdict())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_maps_equal_the_reference(isa: str, tmp_path: Path) -> None:
+    found = results_of(isa, MAPS.replace("BACKEND", "'native'"), tmp_path)
+    expected = results_of("baseline", MAPS.replace("BACKEND", "'reference'"), tmp_path)
+    for key, values in found.items():
+        rounding = {"torch.float16": 2**-10, "torch.bfloat16": 2**-7}.get(key[0], 1e-5)
+        for i, (value, right) in enumerate(zip(values, expected[key], strict=True)):
+            gradient = 4 <= i < 8  # of the features, in their type
+            rtol, atol = (rounding, 1e-4) if gradient else (1e-5, 1e-5)
+            if i == 8:  # of the weights: a sum over the whole map, of float32 terms
+                atol = 1e-5 * right.abs().max().item()
+            torch.testing.assert_close(value, right, rtol=rtol, atol=atol)
 
 
 def test_a_name_that_is_none_is_an_error() -> None:
@@ -106,4 +144,4 @@ def _newest() -> str:
     ).split()
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"} <= set(flags):
         return "avx512"
-    return "avx2" if {"avx2", "fma"} <= set(flags) else "baseline"
+    return "avx2" if {"avx2", "fma", "f16c"} <= set(flags) else "baseline"
