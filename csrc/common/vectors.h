@@ -92,6 +92,7 @@ struct Floats {
   void store(float* to) const { _mm512_storeu_ps(to, value); }
 };
 
+inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm512_fmadd_ps(a.value, b.value, c.value)};
 }
@@ -115,6 +116,7 @@ struct Floats {
   void store(float* to) const { _mm256_storeu_ps(to, value); }
 };
 
+inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.value, b.value, c.value)};
 }
@@ -136,6 +138,7 @@ struct Floats {
   void store(float* to) const { memcpy(to, &value, sizeof value); }
 };
 
+inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.value + c.value}; }
 
 #endif
@@ -157,6 +160,10 @@ struct One {
   void store(A* to) const { *to = value; }
 };
 
+template <typename A>
+One<A> operator+(One<A> a, One<A> b) {
+  return {a.value + b.value};
+}
 template <typename A>
 One<A> multiply_add(One<A> a, One<A> b, One<A> c) {
   return {multiply_add(a.value, b.value, c.value)};

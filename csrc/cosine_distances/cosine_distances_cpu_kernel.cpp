@@ -80,46 +80,66 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
 // -----------------------------------------------------------------------------------------------------------
 // rows
 
-template <typename A>
-A sum_tree(A* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+/// 32 sums, as whole registers.
+template <typename Vector>
+struct Lanes {
+  static constexpr int kVectors = kLanes / Vector::kLanes;
+  Vector vectors[kVectors];
+
+  Lanes() {
+#pragma GCC unroll 32
+    for (int v = 0; v < kVectors; ++v) vectors[v] = Vector::all(0);
   }
-  return lanes[0];
-}
+
+  /// Adds the upper half to the lower one, until one is left.
+  typename Vector::Scalar sum() {
+#pragma GCC unroll 5
+    for (int half = kVectors / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+      for (int v = 0; v < half; ++v) vectors[v] = vectors[v] + vectors[v + half];
+    }
+    typename Vector::Scalar lanes[Vector::kLanes];
+    vectors[0].store(lanes);
+#pragma GCC unroll 4
+    for (int half = Vector::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+  }
+};
+
+template <typename Vector>
+struct RowSums {
+  Lanes<Vector> both, teacher, student;
+
+  template <typename T>
+  void add(const T* teacher_row, const T* student_row) {
+#pragma GCC unroll 32
+    for (int v = 0; v < Lanes<Vector>::kVectors; ++v) {
+      const Vector t = Vector::load(teacher_row + v * Vector::kLanes);
+      const Vector s = Vector::load(student_row + v * Vector::kLanes);
+      both.vectors[v] = multiply_add(t, s, both.vectors[v]);
+      teacher.vectors[v] = multiply_add(t, t, teacher.vectors[v]);
+      student.vectors[v] = multiply_add(s, s, student.vectors[v]);
+    }
+  }
+};
 
 template <typename T, typename A>
 Dots<A> sum_row(const T* teacher, const T* student, int64_t channels) {
-  using Vector = typename VectorOf<T>::Type;
-  constexpr int kVectors = kLanes / Vector::kLanes;
-  Vector ts[kVectors], tt[kVectors], ss[kVectors];
-#pragma GCC unroll 32
-  for (int v = 0; v < kVectors; ++v) ts[v] = tt[v] = ss[v] = Vector::all(0);
+  RowSums<typename VectorOf<T>::Type> sums;
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) {
-#pragma GCC unroll 32
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t lane = c + v * Vector::kLanes;
-      const Vector t = Vector::load(teacher + lane), s = Vector::load(student + lane);
-      ts[v] = multiply_add(t, s, ts[v]);
-      tt[v] = multiply_add(t, t, tt[v]);
-      ss[v] = multiply_add(s, s, ss[v]);
+  for (; c + kLanes <= channels; c += kLanes) sums.add(teacher + c, student + c);
+  if (c < channels) {  // zeros for what is missing
+    T last_teacher[kLanes] = {}, last_student[kLanes] = {};
+    for (int i = 0; c + i < channels; ++i) {
+      last_teacher[i] = teacher[c + i];
+      last_student[i] = student[c + i];
     }
+    sums.add(last_teacher, last_student);
   }
-  alignas(64) A lanes[3][kLanes];
-#pragma GCC unroll 32
-  for (int v = 0; v < kVectors; ++v) {
-    ts[v].store(lanes[0] + v * Vector::kLanes);
-    tt[v].store(lanes[1] + v * Vector::kLanes);
-    ss[v].store(lanes[2] + v * Vector::kLanes);
-  }
-  for (int i = 0; c + i < channels; ++i) {
-    const A t = widen(teacher[c + i]), s = widen(student[c + i]);
-    lanes[0][i] = multiply_add(t, s, lanes[0][i]);
-    lanes[1][i] = multiply_add(t, t, lanes[1][i]);
-    lanes[2][i] = multiply_add(s, s, lanes[2][i]);
-  }
-  return {sum_tree(lanes[0]), sum_tree(lanes[1]), sum_tree(lanes[2])};
+  return {sums.both.sum(), sums.teacher.sum(), sums.student.sum()};
 }
 
 /// Where a pixel's channels begin, beside the image's first.
