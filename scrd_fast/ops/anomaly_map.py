@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scrd_fast.ops._axis_matrix import axis_matrix
 from scrd_fast.ops._checks import check_choice
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_triton
 from scrd_fast.ops.cosine_distances import check_features, cosine_distances
 
 __all__ = ["AnomalyMap", "anomaly_map"]
@@ -250,3 +250,4 @@ define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::anomaly_map", _fake)
 torch.library.register_fake("scrd_fast::anomaly_map_backward", _fake_backward)
 torch.library.register_autograd("scrd_fast::anomaly_map", _backward, setup_context=_setup_context)
+define_triton(SCHEMA, _fake, _backward, _setup_context)
