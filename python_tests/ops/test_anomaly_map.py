@@ -12,7 +12,6 @@ from scipy.ndimage import gaussian_filter
 from tolerances import TOLERANCES
 from torch import Tensor
 
-from scrd_fast.errors import UnavailableError
 from scrd_fast.ops import _library, anomaly_map
 from scrd_fast.ops.anomaly_map import _reference as reference
 
@@ -369,7 +368,6 @@ X = torch.ones(2, 3, 4, 4)
         (([X], [X], torch.ones(2, 1).long(), (8, 8)), {}, TypeError, "weights must be floating-point"),
         (([X], [X], torch.ones(2, 1), (8, 8)), {"combine": "multiply"}, ValueError, "weights must be None"),
         (([X], [X], None, (8, 8)), {"backend": "cuda"}, ValueError, "backend must be one of"),
-        (([X], [X], None, (8, 8)), {"backend": "triton"}, UnavailableError, "no Triton kernel"),
     ],
 )
 def test_bad_input_is_named(arguments: Any, options: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -125,9 +125,10 @@ def test_choose() -> None:
     assert _library.choose("simplex_noise", "native", CPU, reference) is native
     assert _library.choose("simplex_noise", "reference", CPU, reference) is reference
     with pytest.raises(
-        UnavailableError, match=r"'triton' cannot run anomaly_map on cpu: anomaly_map has no Triton kernel"
+        UnavailableError,
+        match=r"'triton' cannot run contrastive_distance on cpu: contrastive_distance has no Triton kernel",
     ):
-        _library.choose("anomaly_map", "triton", CPU, reference)
+        _library.choose("contrastive_distance", "triton", CPU, reference)
 
 
 @pytest.fixture
@@ -174,7 +175,10 @@ if "--without" in sys.argv:
 import torch
 from scrd_fast.ops import _library
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-for op in ("simplex_noise", "synthesize_anomalies", "synthesize_anomalies_", "anomaly_map"):
+for op in (
+    "simplex_noise", "synthesize_anomalies", "synthesize_anomalies_", "cosine_distances", "anomaly_map",
+    "contrastive_distance",
+):
     print(has_kernel("scrd_fast::" + op, "CUDA"), _library.why_not(op, "native", torch.device("cuda")))
 print("scrd_fast.ops.triton" in sys.modules)
 """
@@ -187,6 +191,6 @@ def test_triton_is_the_cuda_kernel_where_there_is_no_other(copy: Path, triton: b
     (copy / "libscrd_fast_cuda.so").unlink(missing_ok=True)
     arguments = [] if triton else ["--without"]
     *lines, imported = use(copy, STAND_IN, *arguments)
-    assert [line.split()[0] for line in lines] == [str(triton)] * 3 + ["False"]
+    assert [line.split()[0] for line in lines] == [str(triton)] * 5 + ["False"]
     assert all("libscrd_fast_cuda.so: not built" in line for line in lines)  # asked for by name it stays unavailable
     assert imported == "False"

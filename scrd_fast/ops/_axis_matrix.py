@@ -68,8 +68,6 @@ def _plain(device: torch.device) -> bool:
     return not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
-def _build(
-    source: int, target: int, sigma: float, border: str, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _build(source: int, target: int, sigma: float, border: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     matrix = blur_matrix(target, sigma, border, device) @ interpolation_matrix(source, target, device)
     return matrix.to(dtype)

@@ -145,7 +145,10 @@ def _tell_autograd(owner: torch.library.Library, name: str) -> None:
 
 
 def define_triton(
-    schema: str, fake: Callable[..., Any], backward: Callable[..., tuple[Any, ...]] | None = None
+    schema: str,
+    fake: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]] | None = None,
+    setup_context: Callable[..., None] | None = None,
 ) -> None:
     """Say that the operator of that schema, defined before, has a namesake in `scrd_fast.ops.triton`."""
     name: str = _triton_library.define(schema)  # type: ignore[no-untyped-call]
@@ -158,7 +161,7 @@ def define_triton(
     if CHANGES_FIRST in schema:
         _tell_autograd(_triton_library, name)
     if backward is not None:
-        torch.library.register_autograd(f"scrd_fast_triton::{name}", backward)
+        torch.library.register_autograd(f"scrd_fast_triton::{name}", backward, setup_context=setup_context)
     _in_triton.add(name)
     if torch.version.cuda is not None and not _has_kernel(name, "cuda") and _no_triton() is None:
         library.impl(name, launch, "CUDA")  # type: ignore[no-untyped-call]

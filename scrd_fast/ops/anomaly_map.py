@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scrd_fast.ops._axis_matrix import axis_matrix
 from scrd_fast.ops._checks import check_choice
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_triton
 from scrd_fast.ops.cosine_distances import check_features, cosine_distances
 
 __all__ = ["AnomalyMap", "anomaly_map"]
@@ -102,7 +102,8 @@ def anomaly_map(
 
 def _product(run: Callable[..., Any], distances: list[Tensor], size: tuple[int, int], border: str) -> Tensor:
     """The product of the upsampled scales, [N, H, W]: each is the map of one scale without a blur."""
-    return reduce(torch.mul, [run([d], None, list(size), 0.0, border, [], True)[0][:, 0] for d in distances])
+    scales: list[Tensor] = [run([d], None, list(size), 0.0, border, [], True)[0][:, 0] for d in distances]
+    return reduce(torch.mul, scales)
 
 
 def _check(
@@ -250,3 +251,4 @@ define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::anomaly_map", _fake)
 torch.library.register_fake("scrd_fast::anomaly_map_backward", _fake_backward)
 torch.library.register_autograd("scrd_fast::anomaly_map", _backward, setup_context=_setup_context)
+define_triton(SCHEMA, _fake, _backward, _setup_context)

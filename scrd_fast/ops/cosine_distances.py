@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
 from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_triton
 
 __all__ = ["cosine_distances"]
 
@@ -132,3 +132,4 @@ define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::cosine_distances", _fake)
 torch.library.register_fake("scrd_fast::cosine_distances_backward", _fake_backward)
 torch.library.register_autograd("scrd_fast::cosine_distances", _backward, setup_context=_setup_context)
+define_triton(SCHEMA, _fake, _backward, _setup_context)
