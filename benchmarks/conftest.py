@@ -58,8 +58,8 @@ def contest(session: Session, benchmark: Any) -> Contest:
                 benchmark.stats.stats.data.clear()
             pytest.fail(f"wrong after the timing: error {error:.3g} times the tolerance")
         work = session.work(case)[contender.variant]
-        benchmark.extra_info.update(facts, device=runner.device, shape=case.shape, samples=work.samples)
+        benchmark.extra_info.update(facts, device=runner.device, shape=case.shape, samples=work.samples, unit=case.unit)
         if benchmark.stats is not None:
-            benchmark.extra_info["samples_per_second"] = work.samples / benchmark.stats.stats.median
+            benchmark.extra_info["rate"] = work.samples / benchmark.stats.stats.median
 
     return run

@@ -170,6 +170,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which no further case begins.")] = None,
+    anomalib: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Of an environment with anomalib, to measure that too.")
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="CSV file, made from the result.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Picture, made from the result.")] = None,
     results: Annotated[
@@ -189,7 +192,9 @@ def bench(
     if results is not None:
         module.show(console, files.load(results), None, csv, plot)
         return
-    raise typer.Exit(int(module.bench(console, op or [], quick, out, device, seed, threads, csv, plot, time_limit)))
+    pythons = {"anomalib": anomalib} if anomalib else {}
+    failed = module.bench(console, op or [], quick, out, device, seed, threads, csv, plot, time_limit, pythons)
+    raise typer.Exit(int(failed))
 
 
 def main(arguments: list[str] | None = None) -> int:

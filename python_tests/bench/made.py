@@ -34,7 +34,7 @@ def case(*contenders: Contender) -> Case:
         (3,),
         lambda seed, device: torch.arange(3.0).to(device) + seed,
         lambda inputs, variant: 2 * inputs.double(),
-        lambda inputs, variant: WORK,
+        lambda seed, variant: WORK,
         lambda variant: Tolerance(1e-6, 1e-6),
         contenders,
         quick=True,

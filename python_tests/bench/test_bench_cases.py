@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 
 import pytest
 import torch
 from made import CPU
 
-from scrd_fast.bench import simplex
+from scrd_fast.bench import isa as isas
 from scrd_fast.bench.cases import find, operators, select
 from scrd_fast.bench.harness import Case, Contender, Schedule, quick, worst
 from scrd_fast.bench.remote import RemoteRunner, Worker
@@ -32,7 +33,12 @@ def session() -> Iterator[Session]:
 # Triton's kernels would take minutes in its interpreter, and have tests of their own.
 HERE = [
     (case, c)
-    for case in (PATCH, find("synthesize_anomalies", "16 images"), find("synthesize_anomalies", "16 images in place"))
+    for case in (
+        PATCH,
+        find("synthesize_anomalies", "16 images"),
+        find("synthesize_anomalies", "16 images in place"),
+        find("anomaly_map", "1 image, bfloat16, channels-last"),
+    )
     for c in case.contenders
     if not c.remote and c.backend != "triton"
 ]
@@ -70,15 +76,15 @@ def test_cases_are_named_once_and_fit_the_command() -> None:
 def test_each_device_has_its_contenders() -> None:
     cpu = {c.name for c in chosen(PATCH, CPU, short=False)}
     gpu = {c.name for c in chosen(PATCH, torch.device("cuda"), short=False)}
-    assert cpu - gpu == {f"scrd_fast {isa}" for isa in simplex.ISAS}
+    assert cpu - gpu == {f"scrd_fast {isa}" for isa in isas.ISAS}
     assert gpu - cpu == {"scrd_fast triton"}
     assert cpu - {c.name for c in chosen(PATCH, CPU, short=True)} == {"torch.compile"}
 
 
 def test_flags_of_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert simplex.missing_flags("baseline") == []
-    monkeypatch.setitem(simplex.ISAS, "avx9", frozenset({"avx9f"}))
-    assert simplex.missing_flags("avx9") == ["avx9f"]
+    assert isas.missing_flags("baseline") == []
+    monkeypatch.setitem(isas.ISAS, "avx9", frozenset({"avx9f"}))
+    assert isas.missing_flags("avx9") == ["avx9f"]
     assert Session._no_isa("avx9") == "this processor has no avx9f"
 
 
@@ -89,12 +95,12 @@ def test_flags_of_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_row_never_bears_another_instruction_sets_name(
     found: str | None, message: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simplex, "instruction_set", lambda: found)
+    monkeypatch.setattr(isas, "instruction_set", lambda: found)
     if message is None:
-        simplex._require("baseline")
+        isas.require("baseline")
     else:
         with pytest.raises(UnavailableError, match=message):
-            simplex._require("baseline")
+            isas.require("baseline")
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +110,10 @@ def worker() -> Iterator[Worker]:
     made.stop()
 
 
-def remote(worker: Worker, name: str, wrong: float = 0.0) -> RemoteRunner:
-    contender = next(c for c in PATCH.contenders if c.key == (name, "opensimplex"))
+def remote(worker: Worker, name: str, wrong: float = 0.0, variant: str = "opensimplex") -> RemoteRunner:
+    contender = next(c for c in PATCH.contenders if c.key == (name, variant))
     seeds = [0, 1]
-    expected = [PATCH.oracle(PATCH.inputs(seed, CPU), "opensimplex") + wrong for seed in seeds]
+    expected = [PATCH.oracle(PATCH.inputs(seed, CPU), variant) + wrong for seed in seeds]
     return RemoteRunner(worker, PATCH, contender, CPU, seeds, expected, 60.0)
 
 
@@ -127,12 +133,30 @@ def test_a_process_of_its_own_measures_and_checks(worker: Worker) -> None:
     runner.close()
 
 
+def test_two_variants_in_one_process_stay_apart(worker: Worker) -> None:
+    """An instruction set's variants share its process: each is timed and checked under its own name."""
+    right, wrong = remote(worker, "reference"), remote(worker, "reference", wrong=1e-3, variant="hashed")
+    right.open()
+    wrong.open()
+    assert right.check() <= 1
+    assert wrong.check() > 1
+    right.close()
+    assert wrong.check() > 1
+    with pytest.raises(RuntimeError, match="it is not open"):
+        right.check()
+    wrong.close()
+
+
 def test_its_absences_and_errors_come_back(worker: Worker) -> None:
     other = "avx2" if instruction_set() == "baseline" else "baseline"  # the worker took what this CPU has
     with pytest.raises(UnavailableError, match=rf"asked for {other}|this processor has no"):
         remote(worker, f"scrd_fast {other}").open()
-    with pytest.raises(RuntimeError, match="nothing is open"):
-        worker.ask(60, step="check")
+    with pytest.raises(RuntimeError, match="it is not open"):
+        worker.ask(60, step="check", contender=["reference", "opensimplex"])
+    assert worker.ask(60, step="versions", packages=["torch", "nobody"]) == {
+        "torch": importlib.metadata.version("torch"),
+        "nobody": None,
+    }
     with pytest.raises(RuntimeError, match="StopIteration"):
         worker.ask(60, step="open", op="none", case="none", device="cpu")
 

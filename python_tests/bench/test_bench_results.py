@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from made import ENOUGH, case, contender, doubled
 
 from scrd_fast.bench import machine, run
-from scrd_fast.bench.results import SCHEMA, compare, load, save, to_csv
+from scrd_fast.bench.results import SCHEMA, compare, load, plot, save, to_csv
 from scrd_fast.bench.run import Session
 from scrd_fast.bench.table import render
 from scrd_fast.cli import main
@@ -29,12 +30,23 @@ WRONG = contender("wrong", lambda x: 3 * x)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command measures a made-up case, and a machine of boundless speed."""
     monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE)])
-    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes: ENOUGH)
+    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes, reads: ENOUGH)
 
 
 @pytest.fixture
 def _with_failure(_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE, WRONG)])
+
+
+@pytest.fixture
+def images(_tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Of a case that counts images, six a call, with rivals of its own and one that is not there."""
+    away = contender("elsewhere", doubled, environment="elsewhere")
+    made = dataclasses.replace(case(GOOD, REFERENCE, away), op="map", unit="images", rivals=("reference", "elsewhere"))
+    monkeypatch.setattr(run, "select", lambda ops, short: [made, case(GOOD, REFERENCE)])
+    out = tmp_path / "images.json"
+    assert not run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
+    return load(out)
 
 
 @pytest.fixture
@@ -194,9 +206,61 @@ def test_the_time_limit_leaves_cases_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert found["rows"] == []
 
 
+def test_a_case_of_images_has_columns_of_its_own(images: dict[str, Any]) -> None:
+    row = images["rows"][0]
+    row["times"]["wall_warm"]["median"], row["rate"] = 3e-3, 6 / 3e-3
+    maps, noise = render(images).split("\n\n")[1:]
+    head, ours = maps.splitlines()[1:3]
+    assert [name in head for name in ("per image", "GB/s", "M samples/s")] == [True, True, False]
+    assert "x reference" in head
+    assert ours.split("500 us")[1].split()[0] == "8e-06"  # six images, 24 bytes in 3 ms
+    assert [name in noise for name in ("per image", "GB/s", "M samples/s")] == [False, False, True]
+
+
+def test_a_rival_elsewhere_is_asked_for_by_its_option(images: dict[str, Any]) -> None:
+    row = next(row for row in images["rows"] if row["contender"] == "elsewhere")
+    assert row["status"] == "unavailable"
+    assert row["reason"] == "needs --elsewhere PYTHON of an environment with elsewhere"
+    assert images["environments"] == {}
+
+
+def test_rates_of_two_units_do_not_share_an_axis(images: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    images["rows"] += [dict(row, case="four") for row in images["rows"]]
+    plot(images, Path("none.png"))
+    labels = [axis.get_xlabel() for axis in drawn[0].axes]
+    tail = "per second (warm, wall time)"
+    assert labels == ["", "", f"images {tail}", f"octave samples {tail}"]
+    assert [axis.get_xscale() for axis in drawn[0].axes] == ["log"] * 4
+    limits = [axis.get_xlim() for axis in drawn[0].axes]
+    assert limits[0] == limits[2]
+    assert limits[1] == limits[3]
+
+
+def test_results_of_before_there_were_units_are_shown(results: dict[str, Any], tmp_path: Path) -> None:
+    for row in results["rows"]:
+        del row["unit"]
+    del results["environments"]
+    for peaks in results["peaks"].values():
+        del peaks["read"]
+    assert "M samples/s" in render(results)
+    assert all(line["unit"] == "octave samples" for line in csv.DictReader(to_csv(results).splitlines()))
+    plot(results, tmp_path / "p.png")
+
+
+def test_versions_of_other_environments_are_shown(results: dict[str, Any]) -> None:
+    results["environments"] = {"anomalib": {"anomalib": "9.8.7", "torch": "1.2.3"}}
+    assert "environment of anomalib: anomalib 9.8.7, torch 1.2.3" in render(results)
+
+
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "--op", "simplex"]) == 2
-    assert "--op must be one of simplex_noise" in capsys.readouterr().err
+    assert "--op must be one of anomaly_map, simplex_noise" in capsys.readouterr().err
+    assert main(["bench", "--anomalib", "/no/python"]) == 2
+    assert "--anomalib must be the Python of an environment with anomalib, got /no/python" in capsys.readouterr().err
     assert main(["bench", "--out", str(tmp_path / "no" / "b.json")]) == 2
     assert "no such folder" in capsys.readouterr().err
 

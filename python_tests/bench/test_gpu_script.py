@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,13 @@ def test_a_failed_step_fails_the_script_and_the_others_run(stand_in: Path, faili
     assert code == 1
     assert failed in lines
     assert len(lines) == 7
+
+
+def test_all_limits_together_are_ten_minutes(stand_in: Path) -> None:
+    _, lines, output = summary(stand_in)
+    limits = [int(number) for number in re.findall(r"^== .* \(at most (\d+) s\)$", output, flags=re.M)]
+    assert len(limits) == len(lines) - 1  # the last line has the folder
+    assert 300 < sum(limits) < 600
 
 
 def test_nothing_runs_on_a_failed_build(stand_in: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import torch
 from made import CPU, ENOUGH, SCHEDULE, WORK, case, contender, doubled, rows_of
 from torch import Tensor
 
-from scrd_fast.bench.harness import LocalRunner, Row, Tolerance, measure, worst
+from scrd_fast.bench import harness
+from scrd_fast.bench.harness import LocalRunner, Row, Schedule, Tolerance, measure, worst
 from scrd_fast.bench.results import plain
 from scrd_fast.bench.roofline import Peaks
 from scrd_fast.bench.run import judge
@@ -236,7 +238,7 @@ def test_more_than_the_peak_fails(short: str) -> None:
         {64: 23.0 if short == "copy" else 1e3},
         {32: 14.0 if short == "flops32" else 1e3, 64: 5.0 if short == "flops64" else 1e3},
     )
-    judge(rows, {"": WORK}, {"cpu": peaks})
+    judge(rows, {"": WORK}, {"cpu": peaks}, [])
     assert_no_time(rows[0], "FAIL")
     assert "of the device's peak" in rows[0].reason
 
@@ -247,10 +249,41 @@ def test_rates_and_ratios() -> None:
     )
     for row, seconds in zip(rows, (1.0, 8.0, 4.0, 2.0), strict=True):
         row.times["wall_warm"] = Summary(seconds, seconds, seconds, 3)
-    judge(rows, {"": WORK}, {"cpu": ENOUGH})
+    judge(rows, {"": WORK}, {"cpu": ENOUGH}, ["opensimplex+numba", "reference", "nobody"])
     assert [row.rate for row in rows] == [6.0, 0.75, 1.5, 3.0]
     assert rows[0].ratios == {"opensimplex+numba": 2.0, "reference": 8.0}  # the rival's better row counts
     assert rows[1].ratios == {"opensimplex+numba": 0.25, "reference": 1.0}  # a loss is a ratio too
+
+
+def test_a_ratio_is_to_the_rivals_row_of_the_same_variant_if_it_has_any() -> None:
+    names = [("fast", "map"), ("fast", "mean"), ("plain", "map"), ("plain", "mean"), ("other", "map, mirror")]
+    rows = rows_of(*(contender(name, doubled, variant=variant) for name, variant in names))
+    for row, seconds in zip(rows, (1.0, 2.0, 6.0, 4.0, 8.0), strict=True):
+        row.times["wall_warm"] = Summary(seconds, seconds, seconds, 3)
+    rows[3].drop("FAIL", "wrong")
+    judge(rows, dict.fromkeys(("map", "mean", "map, mirror"), WORK), {"cpu": ENOUGH}, ["plain", "other"])
+    assert rows[0].ratios == {"plain": 6.0, "other": 8.0}
+    assert rows[1].ratios == {"other": 4.0}  # plain's mean failed: its map is no stand-in
+
+
+@pytest.mark.parametrize(("limit", "turns"), [(None, 9), (2.5, 3), (0.5, 1)])
+def test_a_contender_stops_at_the_cases_limit(limit: float | None, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn takes a second on this clock."""
+    now = 0.0
+
+    def tick(slot: float) -> dict[str, list[float]]:
+        nonlocal now
+        assert slot > 0
+        now += 1
+        return {"wall_warm": [1.0]}
+
+    made = contender("slow", doubled)
+    limited = dataclasses.replace(case(made), limit=limit)
+    runner = LocalRunner(limited, made, CPU, [torch.ones(3)], [torch.full((3,), 2.0).double()], CpuClock(1))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(runner, "sample", tick)
+    (row,) = measure(limited, [runner], Schedule(rounds=9))
+    assert row.times["wall_warm"].n == turns
 
 
 @pytest.mark.cuda

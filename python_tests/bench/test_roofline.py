@@ -3,8 +3,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made import CPU
 
-from scrd_fast.bench.roofline import Peaks, Work, mean_vertices, measure_peaks, percent, simplex_work, synthesize_work
+from scrd_fast.bench.roofline import (
+    Peaks,
+    Work,
+    _readers,
+    map_work,
+    mean_vertices,
+    measure_peaks,
+    percent,
+    simplex_work,
+    synthesize_work,
+)
 
 # By hand, of one sample of OpenSimplex noise. Its point: 42 operations in float64, 6 in float32, and 19 with 3 integer
 # ones for each vertex. Its seed: 6, 2 integer ones and 4 loads for each vertex.
@@ -55,6 +66,39 @@ def test_synthesis_moves_pixels_and_makes_noise_in_the_boxes(inplace: bool) -> N
     assert synthesize_work((2, 3, 64, 48), [[0, 0, 0, 0]] * 2).samples == 0
 
 
+def test_a_mean_reads_the_features_and_writes_a_number() -> None:
+    """Two scales of 5 x 2 x 3 and 7 x 1 x 2 features: 30 + 14 products three times over, 6 + 2 pixels with 7 operations
+    for a distance and a multiply-add for its share of the mean."""
+    work = map_work(3, [(5, 2, 3), (7, 1, 2)], (8, 9), return_map=False)
+    fused = 3 * (3 * 44 + 8)
+    assert work == Work(3, 2.0 * fused + 3 * 7 * 8, 0.0, 0.0, 0.0, 3 * (2 * 44 * 4 + 4), fused, reads=True)
+    half = map_work(3, [(5, 2, 3), (7, 1, 2)], (8, 9), 2, return_map=False)
+    assert half.bytes == 3 * (2 * 44 * 2 + 4)
+    assert (half.flops32, half.int_ops) == (work.flops32, 3 * 2 * 44)
+
+
+def test_a_map_takes_what_is_not_zero_of_the_matrices() -> None:
+    """Without a blur, 2 pixels become 3 by the rows (1, 0), (1/2, 1/2), (0, 1): 4 numbers. And 4 stay as they are."""
+    work = map_work(1, [(5, 2, 4)], (3, 4), sigma=0.0, shares=2)
+    fused = 3 * 40 + 4 * 4 + 3 * 4
+    assert work.fused == fused
+    assert work.flops32 == 2 * fused + 7 * 8 + (2 + 2) * 12
+    assert work.bytes == 2 * 40 * 4 + 4 * (12 + 2 + 2)
+    blurred = map_work(1, [(1, 64, 64)], (256, 256))
+    assert blurred.fused == pytest.approx(3 * 64**2 + 9.58 * 256 * (64 + 256), rel=1e-3)  # 10 in a row, fewer outside
+
+
+def test_the_share_of_reading() -> None:
+    """What only reads is measured by the better of reader and copy."""
+    peaks = Peaks("cpu", {64: 200.0, 4096: 100.0}, {32: 1000.0, 64: 1.0}, {64: 400.0, 4096: 50.0})
+    assert [peaks.bytes_per_second(size, reads=True) for size in (64, 4096)] == [400.0, 100.0]
+    assert peaks.bytes_per_second(64) == 200.0
+    assert Peaks("cpu", peaks.copy, peaks.flops).bytes_per_second(64, reads=True) == 200.0
+    work = Work(1, 100.0, 0.0, 0.0, 0.0, 64, fused=40.0, reads=True)
+    assert percent(work, 1.0, peaks) == pytest.approx((16.0, 10.0, 6.0))  # a multiply-add is one instruction
+    assert Work.mean([work, work]) == work
+
+
 def test_the_share_of_each_peak() -> None:
     work = Work(samples=1, flops32=50.0, flops64=100.0, int_ops=30.0, loads=20.0, bytes=50)
     peaks = Peaks("cpu", {64: 200.0, 4096: 100.0}, {32: 1000.0, 64: 400.0})
@@ -73,8 +117,9 @@ def test_the_large_copy_bounds_small_work_from_below() -> None:
 
 
 def test_the_better_of_two_measurements_is_the_peak() -> None:
-    a, b = Peaks("cpu", {64: 1.0}, {32: 5.0, 64: 1.0}), Peaks("cpu", {64: 2.0}, {32: 4.0, 64: 3.0})
-    assert a.better(b) == Peaks("cpu", {64: 2.0}, {32: 5.0, 64: 3.0})
+    a = Peaks("cpu", {64: 1.0}, {32: 5.0, 64: 1.0}, {64: 7.0})
+    b = Peaks("cpu", {64: 2.0}, {32: 4.0, 64: 3.0}, {64: 8.0})
+    assert a.better(b) == b.better(a) == Peaks("cpu", {64: 2.0}, {32: 5.0, 64: 3.0}, {64: 8.0})
 
 
 def test_peaks_are_measured() -> None:
@@ -82,3 +127,26 @@ def test_peaks_are_measured() -> None:
     assert set(peaks.copy) == {4096, 2**28}
     assert set(peaks.flops) == {32, 64}
     assert min(*peaks.copy.values(), *peaks.flops.values()) > 1e6
+    assert peaks.read == {}
+
+
+def test_readers_read_to_the_end() -> None:
+    """A one everywhere but for a two at the end: it is in every sum, in the product of the halves, and the largest."""
+    count, bits = 2**18, 0x40000000  # of the float32 2.0
+    buffer = torch.ones(count)
+    buffer[-1] = 2
+    found = [torch.as_tensor(reader()).double() for reader in _readers(buffer, 2**16)]
+    wide = float(buffer.view(torch.float64).sum())
+    assert [float(x.sum()) for x in found if x.numel() != 4] == [
+        *(count + 1, 2, wide, bits),
+        count + 1,  # rows of 256
+        *(count // 2 + 1, count + 1),  # product of the halves, and their sums
+    ]
+    assert [float(x.max()) for x in found if x.numel() == 4] == [2**16 + 1, 2, bits, 2**16 + 1, 2**16 + 1]
+
+
+def test_reads_are_measured_up_to_the_size_beyond_the_caches() -> None:
+    peaks = measure_peaks(CPU, repeats=1, reads=[100_000, 2**40])
+    assert set(peaks.read) == {100_000, 2**28}
+    assert min(peaks.read.values()) > 1e7
+    assert set(peaks.copy) == {2**28}

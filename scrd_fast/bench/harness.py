@@ -45,6 +45,8 @@ class Contender:
     isa: str | None = None  # forces the CPU kernel's instruction set; such a contender has a process of its own
     compiles: bool = False  # its first calls compile: a time of its own, in a process that can be given up
     on_cpu: bool = False  # runs on the CPU whatever the case's device
+    on_gpu: bool = False  # left out where the case's device is the CPU
+    environment: str = ""  # its package lives in an environment of its own, whose Python the run is told
     ours: bool = True  # an unexpected error of ours fails the run, one of a rival makes its row unavailable
     slow: bool = False  # left out of quick runs
 
@@ -54,24 +56,29 @@ class Contender:
 
     @property
     def remote(self) -> bool:
-        return self.isa is not None or self.compiles
+        return self.isa is not None or self.compiles or bool(self.environment)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operator on inputs of one shape. `inputs` draws them from a seed, `oracle` computes in float64."""
+    """One operator on inputs of one shape. `inputs` draws them from a seed, `oracle` computes in float64, `work`
+    counts what the inputs of a seed take."""
 
     op: str
     name: str
     shape: tuple[int, ...]
     inputs: Callable[[int, torch.device], Any]
     oracle: Callable[[Any, str], Tensor]
-    work: Callable[[Any, str], Work]
+    work: Callable[[int, str], Work]
     tolerance: Callable[[str], Tolerance]
     contenders: tuple[Contender, ...]
     dtype: str = "float32"
     quick: bool = False
     cpu_only: bool = False
+    unit: str = "octave samples"  # what Work.samples counts, and so the rate
+    rivals: tuple[str, ...] = ("opensimplex+numba", "reference")  # a row says how many times faster it is than these
+    most_sets: int | None = None  # fewer sets of inputs than the schedule's, where one is larger than every cache
+    limit: float | None = None  # seconds of turns after which a contender stops, be it after the first
 
 
 @dataclass(frozen=True)
@@ -112,9 +119,10 @@ class Row:
     compile_s: float | None = None
     errors: tuple[float, ...] = ()  # before and after, in units of the tolerance
     work: Work | None = None
-    rate: float | None = None  # octave samples per second, warm wall time
+    rate: float | None = None  # `unit` per second, warm wall time
     percent: Bound | None = None
     ratios: dict[str, float] = field(default_factory=dict)
+    unit: str = "octave samples"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -238,7 +246,7 @@ def measure(case: Case, runners: Sequence[Runner], schedule: Schedule) -> list[R
     for turn in range(schedule.rounds):
         for place in range(len(runners)):
             i = (place + turn) % len(runners)  # nobody always follows the same neighbour
-            if rows[i].status != "ok" or (used[i] > schedule.limit and turn >= 3):
+            if rows[i].status != "ok" or _had_enough(case, schedule, turn, used[i]):
                 continue
             time.sleep(PAUSE)
             start = time.perf_counter()
@@ -253,10 +261,19 @@ def measure(case: Case, runners: Sequence[Runner], schedule: Schedule) -> list[R
     return rows
 
 
+def _had_enough(case: Case, schedule: Schedule, turns: int, used: float) -> bool:
+    """Whether a contender that took `used` seconds for that many turns has no more."""
+    if case.limit is not None and used > case.limit:
+        return True
+    return used > schedule.limit and turns >= 3
+
+
 def _row(case: Case, runner: Runner) -> Row:
     c = runner.contender
     backend, isa = c.backend, c.isa
-    return Row(case.op, case.name, c.name, c.variant, backend, isa, runner.device, case.dtype, case.shape)
+    row = Row(case.op, case.name, c.name, c.variant, backend, isa, runner.device, case.dtype, case.shape)
+    row.unit = case.unit
+    return row
 
 
 def _open(row: Row, runner: Runner) -> None:

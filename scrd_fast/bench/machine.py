@@ -16,7 +16,7 @@ import torch
 import scrd_fast
 from scrd_fast.bench.timing import cores
 
-__all__ = ["commit", "machine", "state", "versions"]
+__all__ = ["commit", "installed", "machine", "state", "versions"]
 
 FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni")
 PACKAGES = ("torch", "triton", "numpy", "numba", "opensimplex", "scrd_fast")
@@ -114,13 +114,17 @@ def _number(text: str) -> float | None:
         return None
 
 
+def installed(package: str) -> str | None:
+    """Its version, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
+    found |= {package: installed(package) for package in PACKAGES}
     return found | {"torch": torch.__version__, "scrd_fast": scrd_fast.__version__}
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contenders that need a process of their own: the CPU kernel reads its instruction set once, when it is loaded,
-and a compilation that takes too long can only be given up from outside.
+"""Contenders that need a process of their own: the CPU kernel reads its instruction set once, when it is loaded, a
+compilation that takes too long can only be given up from outside, and a rival's package may need another environment.
 
 The process waits while the others are measured; a turn's samples are taken inside it, so that the pipe costs
 nothing that is timed. One JSON object a line in either direction.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 import scrd_fast
 from scrd_fast.bench.harness import Case, Contender, LocalRunner
+from scrd_fast.bench.machine import installed
 from scrd_fast.bench.timing import Samples, clock_for
 from scrd_fast.errors import UnavailableError
 
@@ -34,14 +35,14 @@ STEP_LIMIT = 300.0  # seconds for anything but a compilation
 
 
 class Worker:
-    """A Python process with the environment that its contenders need."""
+    """A Python process, of the interpreter and with the environment that its contenders need."""
 
-    def __init__(self, environment: dict[str, str], threads: int) -> None:
+    def __init__(self, environment: dict[str, str], threads: int, python: str = sys.executable) -> None:
         path = os.pathsep.join([str(Path(scrd_fast.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         # A compiler's helpers would outlive a worker that is given up.
         fixed = {"PYTHONPATH": path, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scrd_fast.bench.remote", str(threads)],
+            [python, "-m", "scrd_fast.bench.remote", str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | fixed | environment,
@@ -118,39 +119,43 @@ class RemoteRunner:
         return facts
 
     def check(self) -> float:
-        return float(self._worker.ask(STEP_LIMIT, step="check"))
+        return float(self._worker.ask(STEP_LIMIT, step="check", contender=self.contender.key))
 
     def sample(self, slot: float) -> Samples:
-        samples: Samples = self._worker.ask(STEP_LIMIT, step="sample", slot=slot)
+        samples: Samples = self._worker.ask(STEP_LIMIT, step="sample", contender=self.contender.key, slot=slot)
         return samples
 
     def close(self) -> None:
         if self._worker.alive:
-            self._worker.ask(STEP_LIMIT, step="close")
+            self._worker.ask(STEP_LIMIT, step="close", contender=self.contender.key)
 
 
 class _Server:
-    """The worker's side."""
+    """The worker's side. Contenders of one case, such as variants, may be open at once: they share its inputs."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._runner: LocalRunner | None = None
+        self._runners: dict[tuple[str, ...], LocalRunner] = {}
+        self._inputs: list[Any] = []
         self._clocks: dict[str, Any] = {}
 
     def answer(self, request: dict[str, Any]) -> Any:
         step = request["step"]
         if step == "open":
             return self._open(request)
-        if self._runner is None:
+        if step == "versions":
+            return {name: installed(name) for name in request["packages"]}
+        runner = self._runners.get(tuple(request["contender"]))
+        if runner is None:
             if step == "close":
                 return None
-            raise RuntimeError("nothing is open")
+            raise RuntimeError("it is not open")
         if step == "check":
-            return self._runner.check()
+            return runner.check()
         if step == "sample":
-            return self._runner.sample(request["slot"])
-        self._runner.close()
-        self._runner = None
+            return runner.sample(request["slot"])
+        runner.close()
+        del self._runners[tuple(request["contender"])]
         return None
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -161,10 +166,13 @@ class _Server:
         if request["device"] not in self._clocks:
             self._clocks[request["device"]] = clock_for(device, self._threads)
         expected = torch.load(request["expected"], weights_only=True)
-        inputs = [case.inputs(seed, device) for seed in request["seeds"]]
-        runner = LocalRunner(case, contender, device, inputs, expected, self._clocks[request["device"]])
+        if not self._runners:  # the first of its case
+            torch.compiler.reset()
+            self._inputs = []  # before those of the new case are drawn: they may fill the memory
+            self._inputs = [case.inputs(seed, device) for seed in request["seeds"]]
+        runner = LocalRunner(case, contender, device, self._inputs, expected, self._clocks[request["device"]])
         facts = runner.open()
-        self._runner = runner
+        self._runners[contender.key] = runner
         return facts
 
 

@@ -108,10 +108,13 @@ def to_csv(results: Results) -> str:
     shares = ["percent_bytes", "percent_flops", "percent_instructions"]
     own = [*KEY, "shape", "backend", "isa", "status", "reason"]
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*own, *times, "compile_s", "rate", *shares, *ratios, *facts], lineterminator="\n")
+    writer = csv.DictWriter(
+        out, [*own, *times, "compile_s", "rate", "unit", *shares, *ratios, *facts], lineterminator="\n"
+    )
     writer.writeheader()
     for row in results["rows"]:
         line = {name: row[name] for name in (*own, "compile_s", "rate")} | row["ratios"] | facts
+        line["unit"] = _unit(row)
         line["shape"] = "x".join(map(str, row["shape"]))
         for column, values in row["times"].items():
             line |= {f"{column}_{statistic}": values[statistic] for statistic in STATISTICS}
@@ -120,8 +123,13 @@ def to_csv(results: Results) -> str:
     return out.getvalue()
 
 
+def _unit(row: dict[str, Any]) -> str:
+    """Of the rate. Results of before there were several say nothing."""
+    return str(row.get("unit", "octave samples"))
+
+
 def plot(results: Results, path: Path) -> None:
-    """Bars of the rates, a panel a case; a row without a time is named without a bar."""
+    """Bars of the rates, a panel a case, those of one unit on one axis; a row without a time has a name and no bar."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -129,9 +137,8 @@ def plot(results: Results, path: Path) -> None:
     cases = list(dict.fromkeys((row["op"], row["case"]) for row in results["rows"]))
     groups = [[r for r in results["rows"] if (r["op"], r["case"]) == case] for case in cases]
     figure = Figure(figsize=(9, sum(1 + 0.28 * len(group) for group in groups)), layout="constrained")
-    axes = figure.subplots(
-        len(groups), 1, squeeze=False, sharex=True, height_ratios=[3 + len(group) for group in groups]
-    )[:, 0]
+    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[3 + len(group) for group in groups])[:, 0]
+    last = {_unit(group[0]): axis for axis, group in zip(axes, groups, strict=True)}
     for axis, case, group in zip(axes, cases, groups, strict=True):
         names = [f"{r['contender']} {r['variant']} ({r['device']})" for r in group]
         rates = [r["rate"] or 0 for r in group]
@@ -142,9 +149,14 @@ def plot(results: Results, path: Path) -> None:
             if row["status"] != "ok":
                 axis.text(0.01, i, row["status"], transform=axis.get_yaxis_transform(), va="center", fontsize=7)
         axis.set_title(f"{case[0]}: {case[1]}", fontsize=9)
-    if any(row["rate"] for row in results["rows"]):
-        axes[-1].set_xscale("log")  # of all, since they share it
-    axes[-1].set_xlabel("octave samples per second (warm, wall time)")
+        unit = _unit(group[0])
+        if axis is last[unit]:
+            axis.set_xlabel(f"{unit} per second (warm, wall time)")
+        else:
+            axis.sharex(last[unit])
+            axis.tick_params(labelbottom=False)
+        if any(row["rate"] for row in group):
+            axis.set_xscale("log")
     facts = (results["machine"]["gpu"] or {}).get("name") or results["machine"]["cpu"]
     figure.suptitle(f"{facts}, {results['threads']} threads, torch {results['versions']['torch']}", fontsize=9)
     figure.savefig(path, dpi=120)

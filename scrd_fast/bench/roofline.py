@@ -6,31 +6,45 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-__all__ = ["Peaks", "Work", "mean_vertices", "measure_peaks", "percent", "simplex_work", "synthesize_work"]
+from scrd_fast.ops._axis_matrix import axis_matrix
+
+__all__ = [
+    "Peaks",
+    "Work",
+    "map_work",
+    "mean_vertices",
+    "measure_peaks",
+    "percent",
+    "simplex_work",
+    "synthesize_work",
+]
 
 
 @dataclass(frozen=True)
 class Work:
     """Of one call: the least that it takes. Floating-point operations by their width; loads are those from tables."""
 
-    samples: int  # octaves x elements
+    samples: int  # what a rate counts: octaves x elements of noise, or images
     flops32: float
     flops64: float
     int_ops: float
     loads: float
     bytes: int
+    fused: float = 0.0  # multiply-adds among flops32, counted two each there: each is one instruction
+    reads: bool = False  # nearly all of the bytes are only read
 
     @classmethod
     def mean(cls, parts: Sequence[Work]) -> Work:
         def of(name: str) -> float:
             return float(sum(getattr(part, name) for part in parts)) / len(parts)
 
-        return cls(round(of("samples")), of("flops32"), of("flops64"), of("int_ops"), of("loads"), round(of("bytes")))
+        counts = of("flops32"), of("flops64"), of("int_ops"), of("loads"), round(of("bytes")), of("fused")
+        return cls(round(of("samples")), *counts, parts[0].reads)
 
 
 # Counted in csrc/simplex_noise/. Additions, multiplications, comparisons and roundings count one each, a fused
@@ -122,6 +136,45 @@ def synthesize_work(
     )
 
 
+@functools.cache
+def _entries(source: int, target: int, sigma: float) -> int:
+    """Of the matrix that upsamples and blurs one axis, those that are not zero, counted on the matrix itself."""
+    return int(axis_matrix(source, target, sigma, "reflect", torch.float64, torch.device("cpu")).count_nonzero())
+
+
+def map_work(
+    count: int,
+    scales: Sequence[tuple[int, int, int]],  # C, H, W of each
+    size: tuple[int, int],
+    itemsize: int = 4,
+    sigma: float = 4.0,
+    return_map: bool = True,
+    shares: int = 1,  # of the largest pixels, whose means are asked for
+) -> Work:
+    """Every feature of teacher and student is read once; the map, if any, is written once, and every score."""
+    features = sum(c * h * w for c, h, w in scales)
+    # Products of teacher and student, of each with itself, summed over channels. From the sums to the distance: 2
+    # square roots, 2 comparisons with eps, 1 product, 1 quotient, 1 difference.
+    fused, flops = 3 * features, 7 * sum(h * w for _, h, w in scales)
+    if return_map:
+        for _, h, w in scales:  # along the columns on the small map, then along the rows; zeros are left out
+            fused += _entries(h, size[0], sigma) * w + size[0] * _entries(w, size[1], sigma)
+        flops += (2 + shares) * size[0] * size[1]  # sum, maximum, and a comparison with the least of the largest
+    else:
+        fused += sum(h * w for _, h, w in scales)  # the mean is a weighted sum of the small maps
+    written = size[0] * size[1] + 2 + shares if return_map else 1
+    return Work(
+        count,
+        float(count * (2 * fused + flops)),
+        0.0,
+        float(count * (2 * features if itemsize < 4 else 0)),  # half precision to float32
+        0.0,
+        count * (2 * features * itemsize + 4 * written),
+        float(count * fused),
+        reads=True,
+    )
+
+
 @dataclass(frozen=True)
 class Peaks:
     """Bytes per second by size of the moved data, and operations per second of a matrix product.
@@ -135,16 +188,24 @@ class Peaks:
     device: str
     copy: dict[int, float]  # bytes moved: rate
     flops: dict[int, float]  # bits: rate
+    read: dict[int, float] = field(default_factory=dict)  # bytes read: rate; empty where no work only reads
 
-    def bytes_per_second(self, size: int) -> float:
-        """The better of the large copy and of a copy as small as the work, which may stay in a cache."""
-        largest = max(self.copy)
-        near = min(self.copy, key=lambda known: abs(known - size))
-        return max(self.copy[largest], self.copy[near])
+    def bytes_per_second(self, size: int, reads: bool = False) -> float:
+        """The better of the large copy and of a copy as small as the work, which may stay in a cache. Work that only
+        reads may be as fast as the fastest reader, too."""
+
+        def best(rates: dict[int, float]) -> float:
+            near = min(rates, key=lambda known: abs(known - size))
+            return max(rates[max(rates)], rates[near])
+
+        return max(best(rates) for rates in (self.copy, self.read if reads else {}) if rates)
 
     def better(self, other: Peaks) -> Peaks:
-        copy = {size: max(rate, other.copy.get(size, 0.0)) for size, rate in self.copy.items()}
-        return Peaks(self.device, copy, {bits: max(rate, other.flops[bits]) for bits, rate in self.flops.items()})
+        def merged(mine: dict[int, float], others: dict[int, float]) -> dict[int, float]:
+            return {known: max(rate, others.get(known, 0.0)) for known, rate in mine.items()}
+
+        flops, read = merged(self.flops, other.flops), merged(self.read, other.read)
+        return Peaks(self.device, merged(self.copy, other.copy), flops, read)
 
     @property
     def lanes(self) -> float:
@@ -153,17 +214,20 @@ class Peaks:
 
 def percent(work: Work, seconds: float, peaks: Peaks) -> tuple[float, float, float]:
     """Shares of the peak in percent: bytes, floating-point operations, instruction lanes."""
-    lanes = work.flops32 + 2 * work.flops64 + work.int_ops + work.loads
+    lanes = work.flops32 - work.fused + 2 * work.flops64 + work.int_ops + work.loads
     return (
-        100 * work.bytes / seconds / peaks.bytes_per_second(work.bytes),
+        100 * work.bytes / seconds / peaks.bytes_per_second(work.bytes, work.reads),
         100 * (work.flops32 / peaks.flops[32] + work.flops64 / peaks.flops[64]) / seconds,
         100 * lanes / seconds / peaks.lanes,
     )
 
 
-def measure_peaks(device: torch.device, sizes: Sequence[int] = (), repeats: int = 7) -> Peaks:
-    """Measure on `device`: copies that move each of `sizes` bytes and one far beyond the caches, and matrix products
-    in float32 (TF32 off) and float64. The best of `repeats` counts, since a peak is a bound."""
+def measure_peaks(
+    device: torch.device, sizes: Sequence[int] = (), repeats: int = 7, reads: Sequence[int] = ()
+) -> Peaks:
+    """Measure on `device`: copies that move each of `sizes` bytes and one far beyond the caches, readers of each of
+    `reads` bytes and of as many if there are any, and matrix products in float32 (TF32 off) and float64. The best of
+    `repeats` counts, since a peak is a bound."""
     cuda = device.type == "cuda"
     large = 2**31 if cuda else 2**28
     copies = {}
@@ -181,7 +245,49 @@ def measure_peaks(device: torch.device, sizes: Sequence[int] = (), repeats: int 
             flops[bits] = 2.0 * n**3 / _best(lambda a=a, b=b: torch.mm(a, b), device, repeats)  # type: ignore[misc]
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
-    return Peaks(device.type, copies, flops)
+    # What is larger than the largest is as far beyond the caches.
+    read = {size: _read_rate(size, device, repeats) for size in sorted({min(r, large) for r in reads})}
+    if read and large not in read:
+        read[large] = _read_rate(large, device, repeats)
+    return Peaks(device.type, copies, flops, read)
+
+
+def _read_rate(size: int, device: torch.device, repeats: int) -> float:
+    """Of the fastest of several readers: none of torch's is the fastest at every size and on every processor."""
+    width = 2**16 if size >= 2**22 else 2**8  # floats of a row
+    buffer = torch.rand(max(size // 4 // width, 2) // 2 * 2 * width, device=device)
+    inner = max(1, min(200, 2**24 // size))
+    rates = []
+    for reader in _readers(buffer, width):
+
+        def run(reader: Callable[[], object] = reader) -> None:
+            for _ in range(inner):
+                reader()
+
+        rates.append(4 * buffer.numel() * inner / _best(run, device, repeats))
+    return max(rates)
+
+
+def _readers(buffer: torch.Tensor, width: int) -> list[Callable[[], object]]:
+    """Each reads every byte once, on all threads. The float64 numbers are nonsense: only the bytes count."""
+    rows, short = buffer.view(-1, width), buffer.view(-1, 2**8)
+    first, second = buffer.view(2, -1)
+    whole, wide = buffer.view(torch.int32), buffer.view(torch.float64)
+    ones = torch.ones(width, 1, device=buffer.device)
+    return [
+        buffer.sum,
+        buffer.amax,
+        wide.sum,
+        whole.amax,
+        lambda: rows.sum(1),
+        lambda: short.sum(1),
+        lambda: rows.amax(1),
+        lambda: whole.view(-1, width).amax(1),
+        lambda: torch.mm(rows, ones),
+        lambda: torch.mv(rows, ones[:, 0]),
+        lambda: torch.dot(first, second),
+        lambda: first.sum() + second.sum(),
+    ]
 
 
 def _repeat(target: torch.Tensor, source: torch.Tensor, times: int) -> None:

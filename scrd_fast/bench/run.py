@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,20 @@ from scrd_fast.files import write_atomically
 
 __all__ = ["Session", "bench", "judge", "show", "show_comparison"]
 
-RIVAL = "opensimplex+numba"
-
 
 class Session:
-    """What all cases of a run share: the device, its clock, its peaks and the processes of the remote contenders."""
+    """What all cases of a run share: the device, its clock, its peaks and the processes of the remote contenders.
+    `pythons` has the interpreters of the environments that a contender's package may need for itself."""
 
-    def __init__(self, device: torch.device, schedule: Schedule, seed: int, threads: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        schedule: Schedule,
+        seed: int,
+        threads: int,
+        pythons: Mapping[str, str] | None = None,
+    ) -> None:
+        self._pythons = dict(pythons or {})
         self.device, self.schedule, self.seed, self.threads = device, schedule, seed, threads
         self.peaks: dict[str, Peaks] = {}
         self._clocks: dict[str, Clock] = {}
@@ -48,17 +58,20 @@ class Session:
             self._clocks[device.type] = clock_for(device, self.threads)
         return self._clocks[device.type]
 
-    def seeds(self) -> list[int]:
-        return [self.seed + 1000 * turn for turn in range(self.schedule.rotations)]
+    def seeds(self, case: Case) -> list[int]:
+        count = min(self.schedule.rotations, case.most_sets or self.schedule.rotations)
+        return [self.seed + 1000 * turn for turn in range(count)]
 
     def measure_peaks(self, cases: Sequence[Case]) -> None:
         """Of every device that a contender runs on, at the sizes of the cases. Called before and after the cases:
         the better of the two is the peak, since other load on the machine only lowers it."""
         torch.set_num_threads(self.threads)
         here = torch.device("cpu")
-        sizes = [case.work(case.inputs(self.seed, here), variant).bytes for case in cases for variant in variants(case)]
+        works = [case.work(self.seed, variant) for case in cases for variant in variants(case)]
+        sizes = [work.bytes for work in works if not work.reads]
+        reads = [work.bytes for work in works if work.reads]
         for device in {self.device, here}:
-            found, known = measure_peaks(device, sizes), self.peaks.get(device.type)
+            found, known = measure_peaks(device, sizes, reads=reads), self.peaks.get(device.type)
             self.peaks[device.type] = found.better(known) if known else found
 
     def runners(self, case: Case, contenders: Sequence[Contender]) -> list[Runner]:
@@ -75,7 +88,7 @@ class Session:
         if self._case is not case:
             self._case, self._inputs, self._right = case, {}, {}
         if device.type not in self._inputs:
-            self._inputs[device.type] = [case.inputs(seed, device) for seed in self.seeds()]
+            self._inputs[device.type] = [case.inputs(seed, device) for seed in self.seeds(case)]
         inputs = self._inputs[device.type]
         if variant not in self._right:
             torch.set_num_threads(self.threads)
@@ -84,12 +97,15 @@ class Session:
 
     def work(self, case: Case) -> dict[str, Work]:
         """By variant, averaged over the sets of inputs that take turns."""
-        drawn = [case.inputs(seed, torch.device("cpu")) for seed in self.seeds()]
-        return {variant: Work.mean([case.work(inputs, variant) for inputs in drawn]) for variant in variants(case)}
+        seeds = self.seeds(case)
+        return {variant: Work.mean([case.work(seed, variant) for seed in seeds]) for variant in variants(case)}
 
     def _remote(self, case: Case, contender: Contender) -> Runner:
         device = self.device
-        key = contender.isa or "compile"
+        key = contender.isa or contender.environment or contender.name
+        if contender.environment and contender.environment not in self._pythons:
+            name = contender.environment
+            return _Absent(contender, device.type, f"needs --{name} PYTHON of an environment with {name}")
         if contender.compiles and contender.key in self._given_up:
             return _Absent(contender, device.type, "given up in a case before this one")
         if contender.isa is not None and (why := self._no_isa(contender.isa)):
@@ -98,13 +114,14 @@ class Session:
         worker = self._workers.get(key)
         if worker is None or not worker.alive:
             environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
-            worker = self._workers[key] = Worker(environment, self.threads)
-        return RemoteRunner(worker, case, contender, device, self.seeds(), expected, self.schedule.compile_limit)
+            python = self._pythons.get(contender.environment, sys.executable)
+            worker = self._workers[key] = Worker(environment, self.threads, python)
+        return RemoteRunner(worker, case, contender, device, self.seeds(case), expected, self.schedule.compile_limit)
 
     @staticmethod
     def _no_isa(isa: str) -> str | None:
         """Why a process for this instruction set need not be started."""
-        from scrd_fast.bench.simplex import instruction_set, missing_flags
+        from scrd_fast.bench.isa import instruction_set, missing_flags
         from scrd_fast.ops._library import why_not
 
         if missing := missing_flags(isa):
@@ -114,6 +131,14 @@ class Session:
     def note(self, rows: Sequence[Row]) -> None:
         """What took too long once is not tried again."""
         self._given_up |= {(row.contender, row.variant) for row in rows if "was given up" in row.reason}
+
+    def environments(self) -> dict[str, dict[str, str | None]]:
+        """The versions in the environments that took part."""
+        found = {}
+        for name in self._pythons.keys() & self._workers.keys():
+            with contextlib.suppress(RuntimeError, UnavailableError):  # it has ended: its rows say so
+                found[name] = self._workers[name].ask(60.0, step="versions", packages=[name, "torch"])
+        return found
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -150,12 +175,13 @@ def chosen(case: Case, device: torch.device, short: bool) -> list[Contender]:
         c
         for c in case.contenders
         if not (c.isa and device.type != "cpu")
+        and not (c.on_gpu and device.type != "cuda")
         and not (c.backend == "triton" and device.type != "cuda")
         and not (c.slow and short)
     ]
 
 
-def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks]) -> None:
+def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks], rivals: Sequence[str]) -> None:
     """Rates, shares of the peak, and ratios. A row beyond the device's peak fails: its time or the count is wrong."""
     for row in rows:
         row.work = works[row.variant]
@@ -166,16 +192,21 @@ def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks]) 
         row.percent = Bound(*percent(row.work, max(fastest, 1e-12), peaks[row.device]))
         if max(row.percent) > 100:
             row.drop("FAIL", f"{max(row.percent):.0f} % of the device's peak: the time or the count of work is wrong")
-    rivals = [r for r in rows if r.status == "ok" and r.contender.startswith(RIVAL)]
     for row in rows:
         if row.status != "ok":
             continue
         own = row.times["wall_warm"].median
-        references = [r for r in rows if r.status == "ok" and (r.contender, r.variant) == ("reference", row.variant)]
-        # The rival's best: with few rows per call its threads can cost more than they bring.
-        for name, others in ((RIVAL, rivals), ("reference", references)):
+        for name in rivals:
+            others = [r.times["wall_warm"].median for r in _rows_of(name, row.variant, rows) if r.status == "ok"]
             if others:
-                row.ratios[name] = min(r.times["wall_warm"].median for r in others) / own
+                row.ratios[name] = min(others) / own
+
+
+def _rows_of(rival: str, variant: str, rows: Sequence[Row]) -> list[Row]:
+    """The rival's rows of that variant, or all of them where it knows no variants: the same purpose then counts. A
+    setting of it, after a comma, is the rival too, and its best counts: more threads can cost more than they bring."""
+    found = [row for row in rows if row.contender == rival or row.contender.startswith(f"{rival},")]
+    return [row for row in found if row.variant == variant] or found
 
 
 def bench(
@@ -189,8 +220,14 @@ def bench(
     csv_path: Path | None = None,
     plot_path: Path | None = None,
     time_limit: float | None = None,
+    pythons: Mapping[str, str] | None = None,
 ) -> bool:
     """Measure; returns whether a row failed. After `time_limit` seconds no further case begins."""
+    for name, python in (pythons or {}).items():
+        if shutil.which(python) is None:
+            raise ScrdFastError(
+                f"--{name} must be the Python of an environment with {name}, got {python}: no such program"
+            )
     for path in (out, csv_path, plot_path):
         if path is not None and not path.parent.is_dir():
             raise ScrdFastError(f"{path.parent}: no such folder")
@@ -199,7 +236,7 @@ def bench(
     schedule = quick(Schedule()) if short else Schedule()
     if time_limit is not None:
         schedule = dataclasses.replace(schedule, compile_limit=min(schedule.compile_limit, time_limit / 4))
-    session = Session(device, schedule, seed, threads or len(cores()))
+    session = Session(device, schedule, seed, threads or len(cores()), pythons)
     try:
         results = _measure(session, cases, short, time_limit, console.log)
     finally:
@@ -230,7 +267,7 @@ def _measure(
     after = state(session.device)
     session.measure_peaks(cases)
     for case, rows in measured:
-        judge(rows, session.work(case), session.peaks)
+        judge(rows, session.work(case), session.peaks, case.rivals)
     return {
         "schema": SCHEMA,
         "time": begin,
@@ -240,6 +277,7 @@ def _measure(
         "schedule": dataclasses.asdict(session.schedule),
         "machine": machine(session.device),
         "versions": versions(),
+        "environments": session.environments(),
         "build": build_info(),
         **commit(),
         "before": before,

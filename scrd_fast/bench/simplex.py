@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import importlib
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +12,15 @@ import torch
 from torch import Tensor
 
 from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
-from scrd_fast.bench.roofline import simplex_work, synthesize_work
+from scrd_fast.bench.isa import ISAS, require
+from scrd_fast.bench.roofline import Work, simplex_work, synthesize_work
 from scrd_fast.errors import UnavailableError
 from scrd_fast.synthesis import draw_anomalies
 
-__all__ = ["CASES", "ISAS", "missing_flags"]
+__all__ = ["CASES"]
 
 VARIANTS = ("opensimplex", "hashed")
 OCTAVES, PERSISTENCE, FREQUENCY, STRENGTH = 6, 0.6, 1 / 32, 0.2  # the operators' defaults
-# The processor flags, as Linux names them, that each instruction set of the CPU kernel needs.
-ISAS = {
-    "baseline": frozenset[str](),
-    "avx2": frozenset({"avx2", "fma"}),
-    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"}),
-}
 Array = np.ndarray[Any, np.dtype[Any]]
 Build = Callable[[Case, torch.device], Callable[[Any], Call]]
 
@@ -42,14 +35,6 @@ class Batch(NamedTuple):
     boxes: Tensor  # int32 [N, 4]
     seeds: Tensor  # int64 [N]
     inplace: bool
-
-
-def missing_flags(isa: str) -> list[str]:
-    """Those of the flags of `isa` that this processor lacks."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return sorted(ISAS[isa])
-    text = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    return sorted(ISAS[isa] - set(text))
 
 
 # What is computed -----------------------------------------------------------------------------------------------
@@ -100,13 +85,6 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], Callable[[Any], Call]]] = {
 }
 
 
-def instruction_set() -> str | None:
-    """That of the loaded CPU kernel, or None where there is none."""
-    from scrd_fast.ops import _library
-
-    return _library.instruction_set()
-
-
 def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
     def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
         from scrd_fast.ops._library import why_not
@@ -114,26 +92,15 @@ def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
         if backend == "auto" and (reason := why_not("simplex_noise", "native", device)):
             raise UnavailableError(reason)  # auto would quietly be the reference
         if isa is not None:
-            _require(isa)
+            require(isa)
         return FUNCTIONS[case.op]({"variant": variant, "backend": backend})
 
     return build
 
 
-def _require(isa: str) -> None:
-    if missing := missing_flags(isa):
-        raise UnavailableError(f"this processor has no {', '.join(missing)}")
-    found = instruction_set()
-    if found is None:
-        raise UnavailableError("there are no CPU kernels")
-    if found != isa:
-        raise UnavailableError(f"asked for {isa}, the kernel runs {found}")
-
-
 def _compiled(variant: str) -> Build:
     def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
         del device
-        torch.compiler.reset()
         _leave_the_shuffle_alone()
         bind = FUNCTIONS[case.op]({"variant": variant, "backend": "reference"})
         return lambda inputs: torch.compile(bind(inputs), dynamic=False)
@@ -271,7 +238,7 @@ def _noise_case(name: str, count: int, size: tuple[int, int, int], quick: bool =
         (count, *size),
         inputs,
         _noise_oracle,
-        lambda drawn, variant: simplex_work(count, drawn.size, OCTAVES, FREQUENCY, variant),
+        lambda seed, variant: simplex_work(count, size, OCTAVES, FREQUENCY, variant),
         _noise_tolerance,
         contenders(),
         quick=quick,
@@ -285,15 +252,17 @@ def _synthesis_case(name: str, count: int, inplace: bool = False, quick: bool = 
         boxes, seeds = draw_anomalies(count, 256, generator)
         return Batch(images.to(device), boxes.to(device), seeds.to(device), inplace)
 
+    def work(seed: int, variant: str) -> Work:
+        boxes = inputs(seed, torch.device("cpu")).boxes.tolist()
+        return synthesize_work((count, 3, 256, 256), boxes, variant=variant, inplace=inplace)
+
     return Case(
         "synthesize_anomalies",
         name,
         (count, 3, 256, 256),
         inputs,
         _synthesis_oracle,
-        lambda drawn, variant: synthesize_work(
-            (count, 3, 256, 256), drawn.boxes.tolist(), variant=variant, inplace=inplace
-        ),
+        work,
         _synthesis_tolerance,
         contenders(),
         quick=quick,

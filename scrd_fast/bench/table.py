@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["render"]
@@ -20,6 +20,27 @@ def seconds(value: float) -> str:
     """
     size, unit = next((u for u in UNITS if value >= u[0]), (1.0, "s"))
     return f"{value / size:.3g} {unit}"
+
+
+def _samples(row: dict[str, Any]) -> str:
+    return f"{row['rate'] / 1e6:.3g}" if row["rate"] else ""
+
+
+def _per_image(row: dict[str, Any]) -> str:
+    return seconds(1 / row["rate"]) if row["rate"] else ""
+
+
+def _gigabytes(row: dict[str, Any]) -> str:
+    """From the same time as the share of the peak."""
+    times = row["times"]
+    return f"{row['work']['bytes'] / times.get('device_warm', times['wall_warm'])['median'] / 1e9:.3g}"
+
+
+# The columns that a case's unit has, and what a row has in them.
+RATES: dict[str, list[tuple[str, Callable[[dict[str, Any]], str]]]] = {
+    "octave samples": [("M samples/s", _samples)],
+    "images": [("per image", _per_image), ("GB/s", _gigabytes)],
+}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -43,7 +64,8 @@ def _header(results: dict[str, Any]) -> list[str]:
     lines = [
         f"processor: {machine['cpu']}, {machine['cores']} cores, {results['threads']} threads, "
         f"flags {' '.join(machine['flags']) or 'unknown'}",
-        "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        f"versions: {_versions(versions)}",
+        *(f"environment of {name}: {_versions(found)}" for name, found in results.get("environments", {}).items()),
         f"commit: {results['commit'] or 'unknown'}{dirty}; {results['time']}; seed {results['seed']}"
         + ("; quick" if results["quick"] else ""),
         f"load before and after: {results['before']['load_1min']}, {results['after']['load_1min']}{_busy(results)}",
@@ -57,6 +79,10 @@ def _header(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _versions(found: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
+
+
 def _busy(results: dict[str, Any]) -> str:
     """What ran here before the measurement began was not ours."""
     load = results["before"]["load_1min"]
@@ -65,7 +91,9 @@ def _busy(results: dict[str, Any]) -> str:
 
 def _peaks(peaks: dict[str, Any]) -> list[str]:
     return [
-        f"peaks of {name}: copy {max(p['copy'].values()) / 1e9:.3g} GB/s at best, products "
+        f"peaks of {name}: copy {max(p['copy'].values()) / 1e9:.3g} GB/s at best, "
+        + (f"read {max(p['read'].values()) / 1e9:.3g} GB/s at best, " if p.get("read") else "")
+        + "products "
         + ", ".join(f"float{bits} {rate / 1e9:.4g} GFLOP/s" for bits, rate in p["flops"].items())
         for name, p in peaks.items()
     ]
@@ -75,13 +103,15 @@ def _case(rows: Sequence[dict[str, Any]]) -> list[str]:
     device = any("device_warm" in row["times"] for row in rows)
     head = ["contender", "variant", "on", "warm", "p20-p80", "n", "cold"]
     head += ["device warm", "device cold"] if device else []
-    head += ["M samples/s", "x opensimplex+numba", "x reference", "roofline", "compile"]
+    rivals = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    rates = RATES[rows[0].get("unit", "octave samples")]
+    head += [name for name, _ in rates] + [f"x {name}" for name in rivals] + ["roofline", "compile"]
     body = [head]
     notes = {}
     for i, row in enumerate(rows):
         if row["status"] != "ok":
             notes[i + 1] = f"  {row['status']}: {row['reason']}"
-        body.append(_cells(row, device))
+        body.append(_cells(row, device, [rate for _, rate in rates], rivals))
     widths = [max(len(line[column]) for line in body) for column in range(len(head))]
     lines = []
     for i, line in enumerate(body):
@@ -90,11 +120,13 @@ def _case(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _cells(row: dict[str, Any], device: bool) -> list[str]:
+def _cells(
+    row: dict[str, Any], device: bool, rates: Sequence[Callable[[dict[str, Any]], str]], rivals: Sequence[str]
+) -> list[str]:
     where = f"{row['device']} {row['isa'] or ''}".strip()
     cells = [row["contender"], row["variant"], where]
     if row["status"] != "ok":
-        return cells + [""] * (9 + 2 * device)
+        return cells + [""] * (6 + 2 * device + len(rates) + len(rivals))
     times, ratios = row["times"], row["ratios"]
 
     def time(column: str) -> str:
@@ -110,10 +142,8 @@ def _cells(row: dict[str, Any], device: bool) -> list[str]:
         cells += [time("device_warm") + note, time("device_cold")]
     percent = row["percent"] or {}
     share = max(percent, key=lambda name: percent[name]) if percent else ""
+    cells += [rate(row) for rate in rates] + [ratio(name) for name in rivals]
     cells += [
-        f"{row['rate'] / 1e6:.3g}" if row["rate"] else "",
-        ratio("opensimplex+numba"),
-        ratio("reference"),
         f"{percent[share]:.2g} % {share}" if share else "",
         seconds(row["compile_s"]) if row["compile_s"] is not None else "",
     ]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The instruction sets of the CPU kernels: a row never bears the name of another."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from scrd_fast.errors import UnavailableError
+
+__all__ = ["ISAS", "instruction_set", "missing_flags", "require"]
+
+# The processor flags, as Linux names them, that each instruction set of the CPU kernel needs.
+ISAS = {
+    "baseline": frozenset[str](),
+    "avx2": frozenset({"avx2", "fma"}),
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"}),
+}
+
+
+def missing_flags(isa: str) -> list[str]:
+    """Those of the flags of `isa` that this processor lacks."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return sorted(ISAS[isa])
+    text = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return sorted(ISAS[isa] - set(text))
+
+
+def instruction_set() -> str | None:
+    """That of the loaded CPU kernel, or None where there is none."""
+    from scrd_fast.ops import _library
+
+    return _library.instruction_set()
+
+
+def require(isa: str) -> None:
+    if missing := missing_flags(isa):
+        raise UnavailableError(f"this processor has no {', '.join(missing)}")
+    found = instruction_set()
+    if found is None:
+        raise UnavailableError("there are no CPU kernels")
+    if found != isa:
+        raise UnavailableError(f"asked for {isa}, the kernel runs {found}")
