@@ -13,7 +13,7 @@ __all__ = ["ISAS", "instruction_set", "missing_flags", "require"]
 # The processor flags, as Linux names them, that each instruction set of the CPU kernel needs.
 ISAS = {
     "baseline": frozenset[str](),
-    "avx2": frozenset({"avx2", "fma"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"}),
 }
 
