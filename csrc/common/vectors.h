@@ -81,16 +81,19 @@ struct Floats {
 
   static Floats all(float x) { return {_mm512_set1_ps(x)}; }
   static Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
-  static Floats load(const BFloat16* from) {
-    const __m512i wide =
-        _mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, wide, 16))};
-  }
   static Floats load(const Half* from) {
     return {_mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
   void store(float* to) const { _mm512_storeu_ps(to, value); }
 };
+
+/// Of 32 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
+/// mask.
+inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+  const __m512i words = _mm512_loadu_si512(from), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  even.value = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(Floats::kAll, words, 16));
+  odd.value = _mm512_castsi512_ps(_mm512_and_si512(words, high));
+}
 
 inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -106,15 +109,19 @@ struct Floats {
 
   static Floats all(float x) { return {_mm256_set1_ps(x)}; }
   static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
-  static Floats load(const BFloat16* from) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
-  }
   static Floats load(const Half* from) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
   void store(float* to) const { _mm256_storeu_ps(to, value); }
 };
+
+/// Of 16 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
+/// mask.
+inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  even.value = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  odd.value = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
 
 inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -138,6 +145,11 @@ struct Floats {
   void store(float* to) const { memcpy(to, &value, sizeof value); }
 };
 
+inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+  even.value = Floats::Register{widen(from[0]), widen(from[2]), widen(from[4]), widen(from[6])};
+  odd.value = Floats::Register{widen(from[1]), widen(from[3]), widen(from[5]), widen(from[7])};
+}
+
 inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.value + c.value}; }
 
@@ -158,6 +170,8 @@ struct One {
     return {widen(*from)};
   }
   void store(A* to) const { *to = value; }
+  static One load_sums(const A* from) { return {*from}; }
+  void store_sums(A* to) const { *to = value; }
 };
 
 template <typename A>
@@ -169,14 +183,51 @@ One<A> multiply_add(One<A> a, One<A> b, One<A> c) {
   return {multiply_add(a.value, b.value, c.value)};
 }
 
+/// Two registers of numbers that lie side by side in memory, in an order that is the type's own.
+template <typename V>
+struct Twins {
+  using Vector = V;
+  using Scalar = typename V::Scalar;
+  static constexpr int kLanes = 2 * V::kLanes;
+  V first, second;
+
+  template <typename T>
+  static Twins load(const T* from) {
+    return {V::load(from), V::load(from + V::kLanes)};
+  }
+  static Twins load(const BFloat16* from) {
+    Twins twins;
+    load_twins(from, twins.first, twins.second);
+    return twins;
+  }
+  /// From and to numbers in the registers' order.
+  static Twins load_sums(const Scalar* from) { return {V::load(from), V::load(from + V::kLanes)}; }
+  void store_sums(Scalar* to) const {
+    first.store(to);
+    second.store(to + V::kLanes);
+  }
+};
+
+template <typename V>
+Twins<V> multiply_add(const Twins<V>& a, const Twins<V>& b, const Twins<V>& c) {
+  return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
+}
+
 /// What values of type T are summed in.
 template <typename T>
-struct VectorOf {
-  using Type = Floats;
+struct SumsOf {
+  using Type = Twins<Floats>;
+  static constexpr bool kInterleaved = false;
 };
 template <>
-struct VectorOf<double> {
-  using Type = One<double>;
+struct SumsOf<double> {
+  using Type = Twins<One<double>>;
+  static constexpr bool kInterleaved = false;
+};
+template <>
+struct SumsOf<BFloat16> {
+  using Type = Twins<Floats>;
+  static constexpr bool kInterleaved = true;  // even places in the first register, odd ones in the second
 };
 
 }  // namespace SCRD_ISA

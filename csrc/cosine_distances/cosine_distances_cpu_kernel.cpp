@@ -28,35 +28,48 @@ const T* at(const void* data, const int64_t* strides, int64_t sample) {
 // -----------------------------------------------------------------------------------------------------------
 // planes
 
-template <int kChannels, typename Vector, typename T, typename A>
+template <int kChannels, typename Lanes, typename T, typename A>
 void add_lanes(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride, A* both,
                A* squared_teacher, A* squared_student) {
-  Vector ts = Vector::load(both), tt = Vector::load(squared_teacher), ss = Vector::load(squared_student);
+  Lanes ts = Lanes::load_sums(both), tt = Lanes::load_sums(squared_teacher),
+        ss = Lanes::load_sums(squared_student);
 #pragma GCC unroll 4
   for (int c = 0; c < kChannels; ++c) {
-    const Vector t = Vector::load(teacher + c * teacher_stride),
-                 s = Vector::load(student + c * student_stride);
+    const Lanes t = Lanes::load(teacher + c * teacher_stride), s = Lanes::load(student + c * student_stride);
     ts = multiply_add(t, s, ts);
     tt = multiply_add(t, t, tt);
     ss = multiply_add(s, s, ss);
   }
-  ts.store(both);
-  tt.store(squared_teacher);
-  ss.store(squared_student);
+  ts.store_sums(both);
+  tt.store_sums(squared_teacher);
+  ss.store_sums(squared_student);
 }
 
 template <int kChannels, typename T, typename A>
 void add_channels(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride,
                   int count, Sums<A>& sums) {
-  using Vector = typename VectorOf<T>::Type;
+  using Lanes = typename SumsOf<T>::Type;
   int i = 0;
-  for (; i + Vector::kLanes <= count; i += Vector::kLanes) {
-    add_lanes<kChannels, Vector>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
-                                 sums.teacher + i, sums.student + i);
+  for (; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
+    add_lanes<kChannels, Lanes>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
+                                sums.teacher + i, sums.student + i);
   }
   for (; i < count; ++i) {
     add_lanes<kChannels, One<A>>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
                                  sums.teacher + i, sums.student + i);
+  }
+}
+
+/// Puts the pixels of whole registers back in their places.
+template <typename T, typename A>
+void untangle(int count, A* sums) {
+  using Lanes = typename SumsOf<T>::Type;
+  if constexpr (SumsOf<T>::kInterleaved) {
+    for (int i = 0; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
+      A apart[Lanes::kLanes];
+      for (int l = 0; l < Lanes::kLanes; ++l) apart[l] = sums[i + l / 2 + l % 2 * (Lanes::kLanes / 2)];
+      for (int l = 0; l < Lanes::kLanes; ++l) sums[i + l] = apart[l];
+    }
   }
 }
 
@@ -75,6 +88,9 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
     add_channels<1>(teacher + c * teacher_stride, teacher_stride, student + c * student_stride,
                     student_stride, tile.count, sums);
   }
+  untangle<T>(tile.count, sums.both);
+  untangle<T>(tile.count, sums.teacher);
+  untangle<T>(tile.count, sums.student);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -82,13 +98,19 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
 
 /// 32 sums, as whole registers.
 template <typename Vector>
-struct Lanes {
+struct RowSum {
   static constexpr int kVectors = kLanes / Vector::kLanes;
   Vector vectors[kVectors];
 
-  Lanes() {
+  RowSum() {
 #pragma GCC unroll 32
     for (int v = 0; v < kVectors; ++v) vectors[v] = Vector::all(0);
+  }
+
+  /// Twin number `g` of the row's 32 numbers.
+  void add(int g, const Twins<Vector>& a, const Twins<Vector>& b) {
+    vectors[2 * g] = multiply_add(a.first, b.first, vectors[2 * g]);
+    vectors[2 * g + 1] = multiply_add(a.second, b.second, vectors[2 * g + 1]);
   }
 
   /// Adds the upper half to the lower one, until one is left.
@@ -111,24 +133,25 @@ struct Lanes {
 
 template <typename Vector>
 struct RowSums {
-  Lanes<Vector> both, teacher, student;
+  RowSum<Vector> both, teacher, student;
 
   template <typename T>
   void add(const T* teacher_row, const T* student_row) {
-#pragma GCC unroll 32
-    for (int v = 0; v < Lanes<Vector>::kVectors; ++v) {
-      const Vector t = Vector::load(teacher_row + v * Vector::kLanes);
-      const Vector s = Vector::load(student_row + v * Vector::kLanes);
-      both.vectors[v] = multiply_add(t, s, both.vectors[v]);
-      teacher.vectors[v] = multiply_add(t, t, teacher.vectors[v]);
-      student.vectors[v] = multiply_add(s, s, student.vectors[v]);
+    using Lanes = Twins<Vector>;
+#pragma GCC unroll 16
+    for (int g = 0; g < kLanes / Lanes::kLanes; ++g) {
+      const Lanes t = Lanes::load(teacher_row + g * Lanes::kLanes);
+      const Lanes s = Lanes::load(student_row + g * Lanes::kLanes);
+      both.add(g, t, s);
+      teacher.add(g, t, t);
+      student.add(g, s, s);
     }
   }
 };
 
 template <typename T, typename A>
 Dots<A> sum_row(const T* teacher, const T* student, int64_t channels) {
-  RowSums<typename VectorOf<T>::Type> sums;
+  RowSums<typename SumsOf<T>::Type::Vector> sums;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) sums.add(teacher + c, student + c);
   if (c < channels) {  // zeros for what is missing
@@ -175,7 +198,7 @@ void sum_tile(const Maps& maps, const Tile& tile, Sums<A>& sums) {
 
 template <typename T>
 void distances(const Maps& maps, const Tile& tile, double eps, void* out) {
-  using A = typename VectorOf<T>::Type::Scalar;
+  using A = typename SumsOf<T>::Type::Scalar;
   Sums<A> sums;
   sum_tile<T>(maps, tile, sums);
   A* to = static_cast<A*>(out) + tile.sample * maps.pixels() + tile.first;
@@ -231,7 +254,7 @@ void write_gradient(const Maps& maps, const Tile& tile, const T* own, const T* o
 
 template <typename T>
 void gradients(const Maps& maps, const Tile& tile, double eps, const Gradients& wanted) {
-  using A = typename VectorOf<T>::Type::Scalar;
+  using A = typename SumsOf<T>::Type::Scalar;
   Sums<A> sums;
   sum_tile<T>(maps, tile, sums);
   const A* grads = static_cast<const A*>(wanted.grads) + tile.sample * maps.pixels() + tile.first;
