@@ -13,7 +13,7 @@ namespace {
 /// kRows rows of `map`, side by side, times one block of B^T.
 template <int kRows, typename A>
 void spread_block(const A* map, int64_t map_width, const A* block, int64_t count, A* to, int64_t stride) {
-  using Vector = typename SumsOf<A>::Type::Vector;
+  using Vector = typename SumsOf<A>::Vector;
   constexpr int kVectors = kColumns / Vector::kLanes;
   Vector sums[kRows][kVectors];
 #pragma GCC unroll 4
@@ -61,7 +61,7 @@ void spread(const ScaleView<A>& scale, int64_t begin, int64_t end, A* to, int64_
 /// 64 columns of one row of the map.
 template <typename A>
 void add_bands(const ScaleView<A>* scales, int count, int64_t row, int64_t column, int64_t stride, A* to) {
-  using Vector = typename SumsOf<A>::Type::Vector;
+  using Vector = typename SumsOf<A>::Vector;
   constexpr int kVectors = kChunk / Vector::kLanes;
   Vector sums[kVectors];
 #pragma GCC unroll 64

@@ -183,14 +183,15 @@ One<A> multiply_add(One<A> a, One<A> b, One<A> c) {
   return {multiply_add(a.value, b.value, c.value)};
 }
 
-/// Two registers of numbers that lie side by side in memory, in an order that is the type's own.
+/// Two registers of numbers that lie side by side in memory, in an order that is the type's own; or two such
+/// pairs, and so on. No array: in one with a running index the compiler would keep sums in memory.
 template <typename V>
 struct Twins {
-  using Vector = V;
   using Scalar = typename V::Scalar;
   static constexpr int kLanes = 2 * V::kLanes;
   V first, second;
 
+  static Twins all(Scalar x) { return {V::all(x), V::all(x)}; }
   template <typename T>
   static Twins load(const T* from) {
     return {V::load(from), V::load(from + V::kLanes)};
@@ -209,25 +210,66 @@ struct Twins {
 };
 
 template <typename V>
+void load_twins(const BFloat16* from, V& first, V& second) {
+  first = V::load(from);
+  second = V::load(from + V::kLanes);
+}
+
+template <typename V>
+Twins<V> operator+(const Twins<V>& a, const Twins<V>& b) {
+  return {a.first + b.first, a.second + b.second};
+}
+
+template <typename V>
 Twins<V> multiply_add(const Twins<V>& a, const Twins<V>& b, const Twins<V>& c) {
   return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
 }
 
+/// Adds the upper half to the lower one, until one number is left.
+template <typename A>
+A sum_of(One<A> one) {
+  return one.value;
+}
+inline float sum_of(Floats floats) {
+  float lanes[Floats::kLanes];
+  floats.store(lanes);
+#pragma GCC unroll 4
+  for (int half = Floats::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+template <typename V>
+typename V::Scalar sum_of(const Twins<V>& twins) {
+  return sum_of(twins.first + twins.second);
+}
+
+/// As many of V as have `kWanted` lanes together.
+template <typename V, int kWanted, bool kEnough = (V::kLanes >= kWanted)>
+struct Wide {
+  using Type = typename Wide<Twins<V>, kWanted>::Type;
+};
+template <typename V, int kWanted>
+struct Wide<V, kWanted, true> {
+  using Type = V;
+};
+
 /// What values of type T are summed in.
 template <typename T>
 struct SumsOf {
-  using Type = Twins<Floats>;
+  using Vector = Floats;
   static constexpr bool kInterleaved = false;
 };
 template <>
 struct SumsOf<double> {
-  using Type = Twins<One<double>>;
+  using Vector = One<double>;
   static constexpr bool kInterleaved = false;
 };
 template <>
 struct SumsOf<BFloat16> {
-  using Type = Twins<Floats>;
-  static constexpr bool kInterleaved = true;  // even places in the first register, odd ones in the second
+  using Vector = Floats;
+  static constexpr bool kInterleaved = true;  // in a pair: even places first, then odd ones
 };
 
 }  // namespace SCRD_ISA

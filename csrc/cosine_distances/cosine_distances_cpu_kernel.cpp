@@ -2,16 +2,17 @@
 // Compiled once per instruction set, with SCRD_ISA as its name.
 //
 // In planes, a tile's pixels are lanes: their sums lie in three short arrays, and four channels at a time are
-// added to them. In rows, a pixel's channels are lanes: 32 sums side by side, joined in a tree. Either order
-// follows from the channels alone.
+// added to them. In rows, a pixel's channels are lanes: 16 or 32 sums side by side, joined in a tree. Either
+// order follows from the channels alone.
 #include "common/vectors.h"
 #include "cosine_distances/cosine_distances_cpu.h"
 
 namespace scrd::cosine::SCRD_ISA {
 namespace {
 
-constexpr int kStep = 4;    // channels at a time, in planes
-constexpr int kLanes = 32;  // sums side by side, in rows
+constexpr int kStep = 4;  // channels at a time, in planes
+// Sums side by side, in rows: with the features they have to fit into the registers.
+constexpr int kLanes = Floats::kLanes > 8 ? 32 : 16;
 
 template <typename A>
 struct Sums {
@@ -48,7 +49,7 @@ void add_lanes(const T* teacher, int64_t teacher_stride, const T* student, int64
 template <int kChannels, typename T, typename A>
 void add_channels(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride,
                   int count, Sums<A>& sums) {
-  using Lanes = typename SumsOf<T>::Type;
+  using Lanes = Twins<typename SumsOf<T>::Vector>;
   int i = 0;
   for (; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
     add_lanes<kChannels, Lanes>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
@@ -63,7 +64,7 @@ void add_channels(const T* teacher, int64_t teacher_stride, const T* student, in
 /// Puts the pixels of whole registers back in their places.
 template <typename T, typename A>
 void untangle(int count, A* sums) {
-  using Lanes = typename SumsOf<T>::Type;
+  using Lanes = Twins<typename SumsOf<T>::Vector>;
   if constexpr (SumsOf<T>::kInterleaved) {
     for (int i = 0; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
       A apart[Lanes::kLanes];
@@ -96,73 +97,27 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
 // -----------------------------------------------------------------------------------------------------------
 // rows
 
-/// 32 sums, as whole registers.
-template <typename Vector>
-struct RowSum {
-  static constexpr int kVectors = kLanes / Vector::kLanes;
-  Vector vectors[kVectors];
-
-  RowSum() {
-#pragma GCC unroll 32
-    for (int v = 0; v < kVectors; ++v) vectors[v] = Vector::all(0);
-  }
-
-  /// Twin number `g` of the row's 32 numbers.
-  void add(int g, const Twins<Vector>& a, const Twins<Vector>& b) {
-    vectors[2 * g] = multiply_add(a.first, b.first, vectors[2 * g]);
-    vectors[2 * g + 1] = multiply_add(a.second, b.second, vectors[2 * g + 1]);
-  }
-
-  /// Adds the upper half to the lower one, until one is left.
-  typename Vector::Scalar sum() {
-#pragma GCC unroll 5
-    for (int half = kVectors / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-      for (int v = 0; v < half; ++v) vectors[v] = vectors[v] + vectors[v + half];
-    }
-    typename Vector::Scalar lanes[Vector::kLanes];
-    vectors[0].store(lanes);
-#pragma GCC unroll 4
-    for (int half = Vector::kLanes / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
-  }
-};
-
-template <typename Vector>
-struct RowSums {
-  RowSum<Vector> both, teacher, student;
-
-  template <typename T>
-  void add(const T* teacher_row, const T* student_row) {
-    using Lanes = Twins<Vector>;
-#pragma GCC unroll 16
-    for (int g = 0; g < kLanes / Lanes::kLanes; ++g) {
-      const Lanes t = Lanes::load(teacher_row + g * Lanes::kLanes);
-      const Lanes s = Lanes::load(student_row + g * Lanes::kLanes);
-      both.add(g, t, s);
-      teacher.add(g, t, t);
-      student.add(g, s, s);
-    }
-  }
-};
-
 template <typename T, typename A>
 Dots<A> sum_row(const T* teacher, const T* student, int64_t channels) {
-  RowSums<typename SumsOf<T>::Type::Vector> sums;
+  using Lanes = typename Wide<typename SumsOf<T>::Vector, kLanes>::Type;
+  Lanes ts = Lanes::all(0), tt = Lanes::all(0), ss = Lanes::all(0);
+  const auto add = [&](const T* teacher_part, const T* student_part) {
+    const Lanes t = Lanes::load(teacher_part), s = Lanes::load(student_part);
+    ts = multiply_add(t, s, ts);
+    tt = multiply_add(t, t, tt);
+    ss = multiply_add(s, s, ss);
+  };
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) sums.add(teacher + c, student + c);
+  for (; c + kLanes <= channels; c += kLanes) add(teacher + c, student + c);
   if (c < channels) {  // zeros for what is missing
     T last_teacher[kLanes] = {}, last_student[kLanes] = {};
     for (int i = 0; c + i < channels; ++i) {
       last_teacher[i] = teacher[c + i];
       last_student[i] = student[c + i];
     }
-    sums.add(last_teacher, last_student);
+    add(last_teacher, last_student);
   }
-  return {sums.both.sum(), sums.teacher.sum(), sums.student.sum()};
+  return {sum_of(ts), sum_of(tt), sum_of(ss)};
 }
 
 /// Where a pixel's channels begin, beside the image's first.
@@ -198,7 +153,7 @@ void sum_tile(const Maps& maps, const Tile& tile, Sums<A>& sums) {
 
 template <typename T>
 void distances(const Maps& maps, const Tile& tile, double eps, void* out) {
-  using A = typename SumsOf<T>::Type::Scalar;
+  using A = typename SumsOf<T>::Vector::Scalar;
   Sums<A> sums;
   sum_tile<T>(maps, tile, sums);
   A* to = static_cast<A*>(out) + tile.sample * maps.pixels() + tile.first;
@@ -254,7 +209,7 @@ void write_gradient(const Maps& maps, const Tile& tile, const T* own, const T* o
 
 template <typename T>
 void gradients(const Maps& maps, const Tile& tile, double eps, const Gradients& wanted) {
-  using A = typename SumsOf<T>::Type::Scalar;
+  using A = typename SumsOf<T>::Vector::Scalar;
   Sums<A> sums;
   sum_tile<T>(maps, tile, sums);
   const A* grads = static_cast<const A*>(wanted.grads) + tile.sample * maps.pixels() + tile.first;
