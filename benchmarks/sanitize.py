@@ -53,7 +53,7 @@ def run_maps(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
             ]
             for _ in range(2)
         )
-        parts = [x[:, :, 1:] for x in teacher if x.shape[2] > 1]  # strides that are not dense, memory off a boundary
+        parts = [x[:, -3:] for x in teacher]  # strides that are not dense, memory off a boundary
         cosine_distances(parts, parts, backend="native")
         accumulator = torch.promote_types(dtype, torch.float32)
         weights = torch.rand(shapes[0][0], len(shapes), device="cuda", dtype=accumulator, requires_grad=True)

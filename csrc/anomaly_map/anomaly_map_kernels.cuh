@@ -16,7 +16,7 @@ constexpr int kShares = 8;  // of one launch
 
 /// A block makes some rows of an axis (y), or some column means.
 template <typename A>
-static __global__ void __launch_bounds__(kBlock) table_kernel(Tables<A> tables) {
+static __global__ void __launch_bounds__(kBlock, 2) table_kernel(Tables<A> tables) {
   __shared__ Window window;
   for (int axis = static_cast<int>(blockIdx.y); axis < tables.count; axis += static_cast<int>(gridDim.y)) {
     const AxisTable<A>& table = tables.axes[axis];

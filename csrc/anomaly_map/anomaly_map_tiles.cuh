@@ -42,49 +42,68 @@ struct MapResults {
   Extremes<A>* extremes;  // [samples, tiles], of the map
 };
 
+/// Some source rows of a scale, for a tile.
 template <typename A>
-using Chunk = SharedArray<A, kChunk * kTileColumns>;
+struct Chunk {
+  SharedArray<A, kChunk * kTileColumns> stretched;  // along the tile's columns, and weighted
+  SharedArray<A, kChunk * kTileRows> factors;       // of each source row in each of the tile's rows
+};
+
+/// Fills it with the source rows begin ... end - 1. A thread's loads do not wait for each other.
+template <typename A>
+__device__ void fill_chunk(Chunk<A>& chunk, const Scale<A>& scale, A weight, int64_t n, int begin, int end,
+                           int tile_row, int column, int height, int width) {
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kTileColumns;
+  constexpr int kTurns = kChunk / kTileWarps, kFactors = kChunk * kTileRows / kBlock;
+#pragma unroll
+  for (int turn = 0; turn < kFactors; ++turn) {
+    const int at = turn * kBlock + thread, row = min(tile_row + at % kTileRows, height - 1);
+    const int entry = begin + at / kTileRows - scale.rows.first[row];
+    const bool inside = entry >= 0 && entry < scale.rows.limit;
+    chunk.factors[at] = inside ? scale.rows.entries[static_cast<int64_t>(entry) * height + row] : A{0};
+  }
+  if (column >= width) return;
+  const int sources = static_cast<int>(scale.columns.axis.source);
+  const A* source =
+      scale.distances + (n * scale.rows.axis.source + begin + warp) * sources + scale.columns.first[column];
+  const A* factor = scale.columns.entries + column;
+  A value[kTurns];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) value[turn] = 0;
+#pragma unroll 2
+  for (int j = 0; j < scale.columns.limit; ++j) {
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      if (begin + warp + turn * kTileWarps >= end) continue;
+      value[turn] = multiply_add(factor[static_cast<int64_t>(j) * width],
+                                 source[static_cast<int64_t>(turn) * kTileWarps * sources + j], value[turn]);
+    }
+  }
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    chunk.stretched[(turn * kTileWarps + warp) * kTileColumns + thread % kTileColumns] = weight * value[turn];
+  }
+}
 
 /// Adds a scale to a thread's kThreadRows pixels of one column: first the source rows are stretched along the
 /// tile's columns, in chunks, then along its rows.
 template <typename A>
 __device__ void add_scale(A* sum, const Scale<A>& scale, A weight, int64_t n, int tile_row, int column,
                           int height, int width, Chunk<A>& chunk) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kTileColumns,
-            warp = thread / kTileColumns;
-  const int sources = static_cast<int>(scale.columns.axis.source), limit = scale.rows.limit;
-  const A* distances = scale.distances + n * scale.rows.axis.source * sources;
+  const int thread = static_cast<int>(threadIdx.x), row = thread / kTileColumns * kThreadRows;
   const int bottom = min(tile_row + kTileRows, height) - 1;
-  const int low = scale.rows.first[tile_row], high = scale.rows.first[bottom] + limit;
-  const int from = column < width ? scale.columns.first[column] : 0;
-  int row[kThreadRows], first[kThreadRows];
-#pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) {
-    row[r] = min(tile_row + warp * kThreadRows + r, height - 1);
-    first[r] = scale.rows.first[row[r]];
-  }
+  const int low = scale.rows.first[tile_row], high = scale.rows.first[bottom] + scale.rows.limit;
   for (int begin = low; begin < high; begin += kChunk) {
     const int end = min(begin + kChunk, high);
     __syncthreads();  // the chunk before may still be read
-    for (int i = begin + warp; i < end && column < width; i += kTileWarps) {
-      const A* source = distances + static_cast<int64_t>(i) * sources + from;
-      A value = 0;
-      for (int j = 0; j < scale.columns.limit; ++j) {
-        value =
-            multiply_add(scale.columns.entries[static_cast<int64_t>(j) * width + column], source[j], value);
-      }
-      chunk[(i - begin) * kTileColumns + lane] = weight * value;
-    }
+    fill_chunk(chunk, scale, weight, n, begin, end, tile_row, column, height, width);
     __syncthreads();
-    const int top = max(begin, first[0]), stop = min(end, first[kThreadRows - 1] + limit);
-    for (int i = top; i < stop && column < width; ++i) {
-      const A value = chunk[(i - begin) * kTileColumns + lane];
+    if (column >= width) continue;
+    for (int i = 0; i < end - begin; ++i) {
+      const A value = chunk.stretched[i * kTileColumns + thread % kTileColumns];
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) {
-        const int entry = i - first[r];
-        if (entry < 0 || entry >= limit) continue;
-        const A factor = scale.rows.entries[static_cast<int64_t>(entry) * height + row[r]];
-        sum[r] = multiply_add(factor, value, sum[r]);
+        sum[r] = multiply_add(chunk.factors[i * kTileRows + row + r], value, sum[r]);
       }
     }
   }
