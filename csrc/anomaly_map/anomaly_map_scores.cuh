@@ -111,7 +111,6 @@ __device__ __forceinline__ double mean_of_top(const Pixels<A>& pixels, Extremes<
   while (range.lowest < range.highest) {
     int shift = 0;
     while ((range.highest - range.lowest) >> shift >= kBins) ++shift;
-    __syncthreads();  // the bins before, and what was found, may still be read
     for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kScoreBlock) shared.bins[bin] = 0;
     __syncthreads();
     for_pixels(pixels, [&](A value) {

@@ -19,7 +19,7 @@ from scrd_fast.ops import cosine_distances
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # The sanitizers see memory, not numbers: one type a width of the packs will do.
 CASES = [(d, b) for b in BUILDS for d in DTYPES if b == "plain" or d in (torch.bfloat16, torch.float64)]
-LAYOUTS = ["contiguous", "channels_last", "part", "part_channels_last"]
+LAYOUTS = ["contiguous", "channels_last", "part", "part_channels_last", "padded", "padded_channels_last"]
 EPS = 1e-8
 # More scales than a launch takes. One pixel, primes, whole packs; one channel, no multiple of a pack, enough for each
 # of the ways to split them and for the unrolled loop.
@@ -34,13 +34,20 @@ def make(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, layout: str, see
     generator = torch.Generator().manual_seed(seed)
 
     def one(n: int, c: int, h: int, w: int) -> Tensor:
-        if not layout.startswith("part"):
-            x = torch.randn(n, c, h, w, generator=generator).to(dtype)
-            return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+        def random(*shape: int) -> Tensor:
+            x = torch.randn(shape, generator=generator).to(dtype)
+            return x.contiguous(memory_format=torch.channels_last) if "channels_last" in layout else x
+
         if layout == "part":  # of the channels: pixel still lies beside pixel
-            return torch.randn(n, c + 3, h, w, generator=generator).to(dtype)[:, 2 : c + 2]
-        whole = torch.randn(n, c + 3, h + 2, w + 1, generator=generator).to(dtype)
-        return whole.contiguous(memory_format=torch.channels_last)[:, 2 : c + 2, 1 : h + 1, 1:]
+            return random(n, c + 3, h, w)[:, 2 : c + 2]
+        if layout == "part_channels_last":
+            return random(n, c + 3, h + 2, w + 1)[:, 2 : c + 2, 1 : h + 1, 1:]
+        # Whole packs can be read, but for those at the end.
+        if layout == "padded":
+            return random(n, c, h + -h % 8, w)[:, :, :h]
+        if layout == "padded_channels_last":
+            return random(n, c + -c % 8, h, w)[:, :c]
+        return random(n, c, h, w)
 
     return [one(*shape) for shape in shapes]
 
@@ -50,14 +57,15 @@ def is_planes(x: Tensor) -> bool:
 
 
 def gather(features: list[Tensor]) -> tuple[Tensor, list[int]]:
-    """One memory with the storages of all, each from a 16-byte boundary, and where each tensor begins there."""
+    """One memory that holds all, each from a 16-byte boundary up to its last element, and where each begins there."""
     parts: list[Tensor] = []
     begins, end = [], 0
     for x in features:
-        whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-        parts.append(F.pad(whole, (0, -whole.numel() % 16)))
-        begins.append(end + x.storage_offset())
-        end += parts[-1].numel()
+        last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        gap = -end % 16  # to the next boundary
+        begins.append(end + gap + x.storage_offset())
+        parts += [x.new_zeros(gap), torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())[: last + 1]]
+        end += gap + last + 1
     return torch.cat(parts), begins
 
 
