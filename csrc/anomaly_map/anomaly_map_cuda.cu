@@ -10,11 +10,12 @@
 namespace scrd::maps {
 namespace {
 
+/// Kernels count pixels in 32 bits, and a step beyond the last one.
 void check_sizes(const Task& task) {
-  STD_TORCH_CHECK(task.height < 0x80000000 / task.width, "size must have fewer than 2^31 pixels");
+  constexpr int64_t kMost = 0x7fff0000;
+  STD_TORCH_CHECK(task.height <= kMost / task.width, "size must have fewer than 2^31 - 2^16 pixels");
   for (const Tensor& map : task.distances) {
-    STD_TORCH_CHECK(map.size(1) < 0x80000000 / map.size(2),
-                    "distances must have fewer than 2^31 pixels each");
+    STD_TORCH_CHECK(map.size(1) <= kMost / map.size(2), "distances must have fewer than 2^31 - 2^16 pixels");
   }
 }
 

@@ -31,9 +31,13 @@ static __global__ void __launch_bounds__(kBlock, 2) table_kernel(Tables<A> table
   }
 }
 
+/// On a multiprocessor at once, as registers allow without spills.
+template <typename A>
+constexpr int kMapBlocks = sizeof(A) == sizeof(float) ? 3 : 2;
+
 /// Block 0 of an image makes its mean, the others tiles of its map.
 template <typename A>
-static __global__ void __launch_bounds__(kBlock)
+static __global__ void __launch_bounds__(kBlock, kMapBlocks<A>)
     map_kernel(Group<A> group, MapResults<A> results, int tiles, bool continued) {
   __shared__ Chunk<A> chunk;
   __shared__ SharedArray<Extremes<A>, kWarps> extremes;
@@ -97,7 +101,7 @@ static __global__ void __launch_bounds__(kScoreBlock)
 /// Along the map's rows: gathered[n, i, w] = sum_h A[h, i] grad[n, h, w]. A block a source row (x), image (y)
 /// and scale (z).
 template <typename A>
-static __global__ void __launch_bounds__(kBlock) gather_kernel(Group<A> group, const A* grad_map) {
+static __global__ void __launch_bounds__(kBlock, 2) gather_kernel(Group<A> group, const A* grad_map) {
   const Scale<A>& scale = group.scales[blockIdx.z];
   const int sources = static_cast<int>(scale.rows.axis.source);
   for (int64_t n = blockIdx.y; n < group.samples; n += gridDim.y) {
@@ -153,7 +157,7 @@ struct Source {
   int64_t height, width;
 };
 
-/// What both directions take. The map has fewer than 2^31 pixels, and so has each scale.
+/// What both directions take. The map has fewer than 2^31 - 2^16 pixels, and so has each scale.
 template <typename A>
 struct Problem {
   std::vector<Source<A>> scales;

@@ -7,7 +7,7 @@
 
 namespace scrd::maps {
 
-constexpr int kTileColumns = 64, kTileRows = 16;
+constexpr int kTileColumns = 64, kTileRows = 32;
 constexpr int kTileWarps = kBlock / kTileColumns;    // rows of threads
 constexpr int kThreadRows = kTileRows / kTileWarps;  // of a thread, below each other
 constexpr int kChunk = 32;                           // source rows in shared memory
@@ -46,7 +46,8 @@ struct MapResults {
 template <typename A>
 struct Chunk {
   SharedArray<A, kChunk * kTileColumns> stretched;  // along the tile's columns, and weighted
-  SharedArray<A, kChunk * kTileRows> factors;       // of each source row in each of the tile's rows
+  SharedArray<Pack<A>, kChunk * kTileRows / Pack<A>::kSize>
+      factors;  // of source rows, in each of the tile's rows
 };
 
 /// Fills it with the source rows begin ... end - 1. A thread's loads do not wait for each other.
@@ -60,23 +61,27 @@ __device__ void fill_chunk(Chunk<A>& chunk, const Scale<A>& scale, A weight, int
     const int at = turn * kBlock + thread, row = min(tile_row + at % kTileRows, height - 1);
     const int entry = begin + at / kTileRows - scale.rows.first[row];
     const bool inside = entry >= 0 && entry < scale.rows.limit;
-    chunk.factors[at] = inside ? scale.rows.entries[static_cast<int64_t>(entry) * height + row] : A{0};
+    chunk.factors[at / Pack<A>::kSize].v[at % Pack<A>::kSize] =
+        inside ? scale.rows.entries[static_cast<int64_t>(entry) * height + row] : A{0};
   }
   if (column >= width) return;
   const int sources = static_cast<int>(scale.columns.axis.source);
   const A* source =
       scale.distances + (n * scale.rows.axis.source + begin + warp) * sources + scale.columns.first[column];
   const A* factor = scale.columns.entries + column;
+  const int rows = end - begin - warp;
   A value[kTurns];
 #pragma unroll
   for (int turn = 0; turn < kTurns; ++turn) value[turn] = 0;
-#pragma unroll 2
-  for (int j = 0; j < scale.columns.limit; ++j) {
+  A next = *factor;
+#pragma unroll 1
+  for (int j = 0; j < scale.columns.limit; ++j, ++source) {
+    const A share = next;
+    if (j + 1 < scale.columns.limit) next = *(factor += width);  // on its way in time
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
-      if (begin + warp + turn * kTileWarps >= end) continue;
-      value[turn] = multiply_add(factor[static_cast<int64_t>(j) * width],
-                                 source[static_cast<int64_t>(turn) * kTileWarps * sources + j], value[turn]);
+      if (turn * kTileWarps < rows)
+        value[turn] = multiply_add(share, source[turn * kTileWarps * sources], value[turn]);
     }
   }
 #pragma unroll
@@ -90,20 +95,24 @@ __device__ void fill_chunk(Chunk<A>& chunk, const Scale<A>& scale, A weight, int
 template <typename A>
 __device__ void add_scale(A* sum, const Scale<A>& scale, A weight, int64_t n, int tile_row, int column,
                           int height, int width, Chunk<A>& chunk) {
+  constexpr int kPack = Pack<A>::kSize;
   const int thread = static_cast<int>(threadIdx.x), row = thread / kTileColumns * kThreadRows;
-  const int bottom = min(tile_row + kTileRows, height) - 1;
-  const int low = scale.rows.first[tile_row], high = scale.rows.first[bottom] + scale.rows.limit;
+  const auto first = [&](int at) { return scale.rows.first[min(tile_row + at, height - 1)]; };
+  const int limit = scale.rows.limit, low = first(0), high = first(kTileRows - 1) + limit;
+  const int own_low = first(row), own_high = first(row + kThreadRows - 1) + limit;
   for (int begin = low; begin < high; begin += kChunk) {
     const int end = min(begin + kChunk, high);
     __syncthreads();  // the chunk before may still be read
     fill_chunk(chunk, scale, weight, n, begin, end, tile_row, column, height, width);
     __syncthreads();
     if (column >= width) continue;
-    for (int i = 0; i < end - begin; ++i) {
+    for (int i = max(own_low, begin) - begin; i < min(own_high, end) - begin; ++i) {
       const A value = chunk.stretched[i * kTileColumns + thread % kTileColumns];
 #pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) {
-        sum[r] = multiply_add(chunk.factors[i * kTileRows + row + r], value, sum[r]);
+      for (int r = 0; r < kThreadRows; r += kPack) {
+        const Pack<A> factors = chunk.factors[(i * kTileRows + row + r) / kPack];
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) sum[r + j] = multiply_add(factors.v[j], value, sum[r + j]);
       }
     }
   }
