@@ -19,7 +19,7 @@ struct Maps {
   /// beside channel (rows: channels-last, or a part of that).
   bool rows;
 
-  int64_t pixels() const { return height * width; }
+  SCRD_HOST_DEVICE int64_t pixels() const { return height * width; }
 };
 
 inline namespace SCRD_ISA {

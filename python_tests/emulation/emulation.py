@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 CACHE = ROOT / "build" / "emulation"
 ORDERS = ("forward", "reverse", "random")
 FLAGS = ("-std=c++17", "-g", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-ffp-contract=off")
+FLAGS += ("-Wno-unknown-pragmas",)  # `#pragma unroll` is nvcc's
 RUNTIME = ("fibers.cpp", "runtime.cpp", "driver.cpp")
 
 
