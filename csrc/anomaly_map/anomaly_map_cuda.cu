@@ -60,10 +60,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anomaly_map(const std::vector<Tensor>
                                                        const std::vector<int64_t>& size, double sigma,
                                                        const std::string& border,
                                                        const std::vector<double>& top, bool return_map) {
-  STD_TORCH_CHECK(!distances.empty(), "distances must hold at least one map");
   STD_TORCH_CHECK(return_map || top.empty(), "top needs return_map");
-  const CudaLaunch cuda(distances[0]);
   const Task task(distances, weights, size, sigma, border);
+  const CudaLaunch cuda(task.distances[0]);
   check_sizes(task);
   for (const double share : top)
     STD_TORCH_CHECK(share > 0 && share <= 1, "top must be above 0 and at most 1");
@@ -74,14 +73,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anomaly_map(const std::vector<Tensor>
     cuda.check();
   }
   return {results.map, results.mean, results.max, results.top};
-}
-
-/// Dense. Elements are counted, not axes: a map has one of length 1.
-Tensor check_grad(const Tensor& grad, const Task& task, int64_t elements, const char* what) {
-  STD_TORCH_CHECK(grad.numel() == elements && grad.scalar_type() == task.type() &&
-                      grad.device() == task.distances[0].device(),
-                  what, " must be of the result's shape, dtype and device");
-  return torch::stable::contiguous(grad);
 }
 
 template <typename A>
@@ -106,9 +97,7 @@ std::tuple<std::vector<Tensor>, Tensor> anomaly_map_backward(const std::optional
   const CudaLaunch cuda(grad_mean);
   const Task task(distances, weights, size, sigma, border);
   check_sizes(task);
-  std::optional<Tensor> of_map;
-  if (grad_map) of_map = check_grad(*grad_map, task, task.samples() * task.height * task.width, "grad_map");
-  const Tensor of_mean = check_grad(grad_mean, task, task.samples(), "grad_mean");
+  const Grads grads(task, grad_map, grad_mean);
   std::vector<Tensor> to_distances;
   for (const Tensor& scale : task.distances) {
     to_distances.push_back(torch::stable::new_empty(scale, {scale.size(0), scale.size(1), scale.size(2)}));
@@ -118,7 +107,7 @@ std::tuple<std::vector<Tensor>, Tensor> anomaly_map_backward(const std::optional
   const Tensor to_weights = torch::stable::new_empty(task.distances[0], shape);
   if (task.samples() > 0) {
     const auto run_type = task.type() == ScalarType::Double ? run_backward<double> : run_backward<float>;
-    run_type(task, of_map, of_mean, to_distances, to_weights, cuda.stream());
+    run_type(task, grads.map, grads.mean, to_distances, to_weights, cuda.stream());
     cuda.check();
   }
   return {to_distances, to_weights};

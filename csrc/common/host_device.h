@@ -30,5 +30,13 @@ SCRD_HOST_DEVICE inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
+SCRD_HOST_DEVICE inline double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMA)
+  return fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 }  // namespace SCRD_ISA
 }  // namespace scrd

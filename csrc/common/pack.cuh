@@ -8,15 +8,6 @@
 
 namespace scrd {
 
-/// As the one for float: in one rounding on a GPU.
-__device__ inline double multiply_add(double a, double b, double c) {
-#if defined(__CUDA_ARCH__)
-  return fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
 /// 16 bytes: the widest access of a thread.
 template <typename T>
 struct alignas(16) Pack {

@@ -155,8 +155,6 @@ inline Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.v
 
 #endif
 
-inline double multiply_add(double a, double b, double c) { return a * b + c; }
-
 /// One lane, for what is left beside whole registers; and float64, which is there to check gradients.
 template <typename A>
 struct One {

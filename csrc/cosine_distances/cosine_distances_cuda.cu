@@ -56,8 +56,7 @@ std::vector<Maps> maps_of(const std::vector<Pair>& pairs, const std::vector<size
 
 std::vector<Tensor> cosine_distances(const std::vector<Tensor>& teacher, const std::vector<Tensor>& student,
                                      double eps) {
-  STD_TORCH_CHECK(!teacher.empty() && teacher.size() == student.size(),
-                  "teacher and student must hold equally many maps, at least one");
+  check_lengths(teacher, student);
   const CudaLaunch cuda(teacher[0]);
   std::vector<Pair> pairs;
   std::vector<Tensor> results;
@@ -78,29 +77,18 @@ std::vector<Tensor> cosine_distances(const std::vector<Tensor>& teacher, const s
   return results;
 }
 
-/// Dense, and as the distances are.
-Tensor check_grad(const Tensor& grad, const Pair& pair) {
-  const Tensor& like = pair.teacher();
-  const ScalarType type = pair.type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == like.size(0) && grad.size(1) == like.size(2) &&
-                      grad.size(2) == like.size(3) && grad.scalar_type() == type &&
-                      grad.device() == like.device(),
-                  "grads must be [N, H, W] for each scale, of the distances' dtype and device");
-  return torch::stable::contiguous(grad);
-}
-
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> cosine_distances_backward(
     const std::vector<Tensor>& grads, const std::vector<Tensor>& teacher, const std::vector<Tensor>& student,
     double eps, bool teacher_grad) {
-  STD_TORCH_CHECK(!teacher.empty() && teacher.size() == student.size() && teacher.size() == grads.size(),
-                  "grads, teacher and student must hold equally many maps, at least one");
+  check_lengths(teacher, student);
+  check_lengths(teacher, grads);
   const CudaLaunch cuda(teacher[0]);
   std::vector<Pair> pairs;
   std::vector<Tensor> dense_grads, to_teacher, to_student;
   for (size_t k = 0; k < teacher.size(); ++k) {
     pairs.push_back(Pair::dense(teacher[k], student[k]));
     check_map(pairs[k], teacher[0]);
-    dense_grads.push_back(check_grad(grads[k], pairs[k]));
+    dense_grads.push_back(pairs[k].checked_grad(grads[k]));
     const bool rows = pairs[k].maps().rows;
     to_student.push_back(allocate_gradient(pairs[k].student(), rows));
     if (teacher_grad) to_teacher.push_back(allocate_gradient(pairs[k].teacher(), rows));

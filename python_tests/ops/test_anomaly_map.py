@@ -362,7 +362,7 @@ X = torch.ones(2, 3, 4, 4)
         (([X], [X], None, (8, 8)), {"combine": "max"}, ValueError, "combine must be one of add, multiply"),
         (([X], [X], None, (8, 8)), {"top": 0.0}, ValueError, "top must be a share"),
         (([X], [X], None, (8, 8)), {"top": (0.1, 1.5)}, ValueError, "top must be a share of the pixels.*got 1.5"),
-        (([X], [X], None, (2**16, 2**16)), {}, ValueError, r"size must have fewer than 2\^31 pixels"),
+        (([X], [X], None, (2**15, 2**15)), {}, ValueError, r"size must have fewer than 2\^30 pixels"),
         (([X], [X], None, (8, 8)), {"eps": 0.0}, ValueError, "eps must be greater than 0"),
         (([X], [X], torch.ones(2, 2), (8, 8)), {}, ValueError, r"weights must be \[2, 1\]"),
         (([X], [X], torch.ones(2, 1).long(), (8, 8)), {}, TypeError, "weights must be floating-point"),

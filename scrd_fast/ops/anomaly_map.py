@@ -119,8 +119,8 @@ def _check(
     check_choice("combine", combine, ("add", "multiply"))
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1, got {tuple(size)}")
-    if size[0] * size[1] >= 2**31:
-        raise ValueError(f"size must have fewer than 2^31 pixels, got {tuple(size)}")
+    if size[0] * size[1] >= 2**30:  # kernels count in 32 bits
+        raise ValueError(f"size must have fewer than 2^30 pixels, got {tuple(size)}")
     if not 0 <= sigma < 2**14:
         raise ValueError(f"sigma must be at least 0 and below 2^14 pixels, got {sigma}")
     for share in shares:
