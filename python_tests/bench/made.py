@@ -38,6 +38,8 @@ def case(*contenders: Contender) -> Case:
         lambda variant: Tolerance(1e-6, 1e-6),
         contenders,
         quick=True,
+        unit="octave samples",
+        rivals=("opensimplex+numba", "reference"),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Iterator
 
@@ -13,11 +14,13 @@ from made import CPU
 from scrd_fast.bench import isa as isas
 from scrd_fast.bench.cases import find, operators, select
 from scrd_fast.bench.harness import Case, Contender, Schedule, quick, worst
+from scrd_fast.bench.hashed_noise import hashed_noise
 from scrd_fast.bench.remote import RemoteRunner, Worker
 from scrd_fast.bench.run import Session, chosen, variants
 from scrd_fast.bench.simplex import Batch
 from scrd_fast.bench.timing import Rotation
 from scrd_fast.errors import UnavailableError
+from scrd_fast.ops import _library, simplex_noise
 from scrd_fast.ops._library import instruction_set
 
 PATCH = find("simplex_noise", "1 small patch")
@@ -37,6 +40,7 @@ HERE = [
         PATCH,
         find("synthesize_anomalies", "16 images"),
         find("synthesize_anomalies", "16 images in place"),
+        find("synthesize_anomalies", "odd images"),
         find("anomaly_map", "1 image, bfloat16, channels-last"),
     )
     for c in case.contenders
@@ -63,6 +67,23 @@ def test_the_oracle_tells_seeds_apart() -> None:
     assert mine.dtype == torch.float64
 
 
+def test_the_hashed_oracle_is_not_the_contenders_own(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
+    """It is the definition in float64: a mistake in the reference fails the reference's row."""
+    seeds, size = torch.tensor([0, -1, 2**63 - 1, -(2**63)]), (3, 31, 29)
+    found = hashed_noise(seeds, size, 6, 0.6, 1 / 32)
+    reference = simplex_noise(seeds, size, variant="hashed", backend="reference")
+    assert (found - reference.double()).abs().max() < 1e-7
+    assert (found != reference.double()).double().mean() > 0.9  # not rounded
+    assert hashed_noise(seeds[:0], size, 6, 0.6, 1 / 32).shape == (0, *size)
+    module = importlib.import_module("scrd_fast.ops.simplex_noise")
+    right = module._hashed
+    monkeypatch.setattr(module, "_hashed", lambda *arguments: right(*arguments) + 1e-5)
+    row = next(c for c in PATCH.contenders if c.key == ("reference", "hashed"))
+    runner = session.runner(dataclasses.replace(PATCH), row)  # a copy, whose oracle is computed anew
+    runner.open()
+    assert runner.check() > 1
+
+
 def test_cases_are_named_once_and_fit_the_command() -> None:
     names = [(case.op, case.name) for case in select()]
     assert len(set(names)) == len(names)
@@ -74,6 +95,9 @@ def test_cases_are_named_once_and_fit_the_command() -> None:
 
 
 def test_each_device_has_its_contenders() -> None:
+    large = find("simplex_noise", "1 large field")
+    assert chosen(large, CPU, short=False) == []
+    assert len(chosen(large, torch.device("cuda"), short=False)) > 5
     cpu = {c.name for c in chosen(PATCH, CPU, short=False)}
     gpu = {c.name for c in chosen(PATCH, torch.device("cuda"), short=False)}
     assert cpu - gpu == {f"scrd_fast {isa}" for isa in isas.ISAS}
@@ -85,7 +109,30 @@ def test_flags_of_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isas.missing_flags("baseline") == []
     monkeypatch.setitem(isas.ISAS, "avx9", frozenset({"avx9f"}))
     assert isas.missing_flags("avx9") == ["avx9f"]
-    assert Session._no_isa("avx9") == "this processor has no avx9f"
+    assert Session._no_isa(PATCH, "avx9") == "this processor has no avx9f"
+
+
+def test_every_operators_own_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that lacks one kernel must not lend its name to the reference."""
+    monkeypatch.setattr(_library, "why_not", lambda op, backend, device: f"no {op}" if op in absent else None)
+    monkeypatch.setattr(isas, "instruction_set", lambda: None)
+    batch = Batch(torch.rand(1, 3, 64, 64), torch.tensor([[1, 2, 7, 7]], dtype=torch.int32), torch.tensor([1]), False)
+    for op, name, kernels in (
+        ("simplex_noise", "1 small patch", ["simplex_noise"]),
+        ("synthesize_anomalies", "16 images", ["synthesize_anomalies"]),
+        ("synthesize_anomalies", "16 images in place", ["synthesize_anomalies_"]),
+        ("anomaly_map", "1 image, float32, NCHW", ["cosine_distances", "anomaly_map"]),
+    ):
+        made = find(op, name)
+        for kernel in kernels:
+            absent = {kernel}
+            with pytest.raises(UnavailableError, match=f"^no {kernel}$"):
+                next(c for c in made.contenders if c.name == "scrd_fast").build(made, CPU)
+            assert Session._no_isa(made, "baseline") == f"no {kernel}"
+        absent = {"simplex_noise", "synthesize_anomalies", "synthesize_anomalies_", "anomaly_map"} - set(kernels)
+        if op != "anomaly_map":
+            bind = next(c for c in made.contenders if c.name == "scrd_fast").build(made, CPU)
+            bind(batch if op == "synthesize_anomalies" else made.inputs(0, CPU))()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +161,7 @@ def remote(worker: Worker, name: str, wrong: float = 0.0, variant: str = "opensi
     contender = next(c for c in PATCH.contenders if c.key == (name, variant))
     seeds = [0, 1]
     expected = [PATCH.oracle(PATCH.inputs(seed, CPU), variant) + wrong for seed in seeds]
-    return RemoteRunner(worker, PATCH, contender, CPU, seeds, expected, 60.0)
+    return RemoteRunner(worker, PATCH, contender, CPU, seeds, expected, lambda: 60.0)
 
 
 def test_a_process_of_its_own_measures_and_checks(worker: Worker) -> None:
@@ -159,6 +206,16 @@ def test_its_absences_and_errors_come_back(worker: Worker) -> None:
     }
     with pytest.raises(RuntimeError, match="StopIteration"):
         worker.ask(60, step="open", op="none", case="none", device="cpu")
+
+
+def test_nothing_is_compiled_when_no_time_is_left(worker: Worker) -> None:
+    compiled = next(c for c in PATCH.contenders if c.compiles)
+    runner = RemoteRunner(worker, PATCH, compiled, CPU, [0], [], lambda: -1.0)
+    with pytest.raises(UnavailableError, match="no time is left to compile it"):
+        runner.open()
+    assert worker.alive
+    assert Session(CPU, Schedule(compile_limit=7.0), 0, 1)._compile_limit() == 7
+    assert 0 < Session(CPU, Schedule(), 0, 1, seconds=3.0)._compile_limit() <= 3
 
 
 def test_a_process_that_takes_too_long_is_given_up() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from made import ENOUGH, case, contender, doubled
 
-from scrd_fast.bench import machine, run
+from scrd_fast.bench import harness, machine, run
 from scrd_fast.bench.results import SCHEMA, compare, load, plot, save, to_csv
 from scrd_fast.bench.run import Session
 from scrd_fast.bench.table import render
@@ -204,6 +204,64 @@ def test_the_time_limit_leaves_cases_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = load(tmp_path / "b.json")
     assert found["left_out"] == ["double: three", "double: three"]
     assert found["rows"] == []
+
+
+class Killed(BaseException):
+    """As a signal ends a process: nothing catches it."""
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_run_that_is_killed_keeps_its_finished_cases(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cases = tmp_path / "killed.json", [dataclasses.replace(case(GOOD, REFERENCE), name=n) for n in ("a", "b", "c")]
+    monkeypatch.setattr(run, "select", lambda ops, short: cases)
+    measured: list[str] = []
+
+    def measure(on: Any, *rest: Any) -> Any:
+        if on.name == "c":
+            raise Killed
+        measured.append(on.name)
+        return run_measure(on, *rest)
+
+    run_measure = run.measure
+    monkeypatch.setattr(run, "measure", measure)
+    with pytest.raises(Killed):
+        run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
+    found = load(out)
+    assert [row["case"] for row in found["rows"]] == ["a", "a", "b", "b"]
+    assert all(row["status"] == "ok" and row["rate"] and row["percent"] for row in found["rows"])
+    assert (found["finished"], found["left_out"]) == (False, ["double: c"])
+    assert set(found) == set(load(_finished(monkeypatch, tmp_path)))
+    assert render(found).endswith("UNFINISHED, the run ended before: double: c")
+    assert "note: the new run was not finished" in compare(found | {"finished": True}, found, 0.1)[0]
+    assert main(["bench", "--results", str(out)]) == 0
+    assert "UNFINISHED" in capsys.readouterr().out
+
+
+def _finished(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD)])
+    out = folder / "finished.json"
+    monkeypatch.setattr(run, "measure", harness.measure)
+    run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
+    assert load(out)["finished"] is True
+    assert "UNFINISHED" not in render(load(out))
+    return out
+
+
+@pytest.mark.usefixtures("_tiny")
+def test_a_later_peak_may_save_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was saved after the first case does not decide what the end says of it."""
+    low, seen = dataclasses.replace(ENOUGH, copy={64: 1e-9}), []
+    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes, reads: low if not seen else ENOUGH)
+
+    def save_and_look(path: Path, results: dict[str, Any]) -> None:
+        seen.append([row["status"] for row in results["rows"]])
+        save(path, results)
+
+    monkeypatch.setattr(run, "save", save_and_look)
+    assert not run.bench(Console(quiet=True), [], True, tmp_path / "b.json", "cpu", 3, 1)
+    assert seen == [["FAIL", "FAIL"], ["ok", "ok"]]
 
 
 def test_a_case_of_images_has_columns_of_its_own(images: dict[str, Any]) -> None:

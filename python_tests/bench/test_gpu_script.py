@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 # Stands for Python: its checks pass, and of its steps the one that FAILING names fails.
 STAND_IN = """#!/bin/sh
 case "$*" in
@@ -24,6 +28,7 @@ case "$*" in
   *) cat > /dev/null; exit 0 ;;
 esac
 echo "ran $name $TORCH_CUDA_ARCH_LIST"
+echo "arguments of $name: $*"
 [ "$name" != "$FAILING" ]
 """
 SANITIZER = """#!/bin/sh
@@ -121,3 +126,74 @@ def test_what_is_skipped_is_said(stand_in: Path) -> None:
     assert lines[0] == "skipped build in"
     assert lines[2] == "skipped compute-sanitizer: not"
     assert "ran build" not in output
+
+
+# Collects as on a machine with a GPU and with none of the modules named first; says what was selected.
+COLLECT = """
+import json, sys
+import pytest, torch
+
+for name in json.loads(sys.argv[1]):
+    sys.modules[name] = None
+torch.cuda.is_available = lambda: True
+
+class Selected:
+    def pytest_collection_finish(self, session):
+        print("selected " + json.dumps([item.nodeid for item in session.items]))
+
+sys.exit(pytest.main([*sys.argv[2:], "--collect-only", "-q"], [Selected()]))
+"""
+NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml"}  # modules not named like their distributions
+
+
+def absent_modules() -> list[str]:
+    """Of every dependency that gpu.sh does not check for, as torch brings its own."""
+    wanted = re.search(r"^wanted = (\{.*\})$", SCRIPT.read_text(), flags=re.M)
+    assert wanted is not None
+    needed = {*re.findall(r'"(\w+)"', wanted[1]), "torch", "triton", "scrd_fast"}
+    brought = {_module(r) for r in importlib.metadata.requires("torch") or [] if "extra ==" not in r}
+    ours = importlib.metadata.metadata("scrd_fast").get_all("Requires-Dist") or []
+    return sorted({_module(r) for r in ours} - needed - brought)
+
+
+def _module(requirement: str) -> str:
+    distribution = re.split(r"[^\w-]", requirement)[0].lower()
+    return NAMES.get(distribution, distribution.replace("-", "_"))
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The tests that gpu.sh's command selects, with nothing there but what gpu.sh checks for."""
+    folder = tmp_path_factory.mktemp("gpu")
+    (folder / "python").write_text(STAND_IN)
+    (folder / "python").chmod(0o755)
+    output = run(folder / "out", python=folder / "python", FAILING="").stdout
+    command = re.search(r"^arguments of tests: -m pytest (.*)$", output, flags=re.M)
+    assert command is not None
+    arguments = [sys.executable, "-c", COLLECT, json.dumps(absent_modules()), *shlex.split(command[1])]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: list[str] = json.loads(done.stdout.split("selected ")[1].splitlines()[0])
+    return found
+
+
+def test_extras_are_absent() -> None:
+    assert {"timm", "scipy", "sklearn", "matplotlib", "torchvision", "yaml", "pydantic"} <= set(absent_modules())
+    assert not {"numba", "opensimplex", "hypothesis", "numpy", "jinja2"} & set(absent_modules())
+
+
+def test_every_test_marked_cuda_is_selected_and_needs_no_extra(selected: list[str]) -> None:
+    marked = {p for p in ROOT.glob("python_tests/**/test_*.py") if "mark.cuda" in p.read_text() and p != Path(__file__)}
+    assert {str(path.relative_to(ROOT)) for path in marked} <= {name.split("::")[0] for name in selected}
+
+
+def test_the_numbers_of_triton_are_compared_on_a_gpu(selected: list[str]) -> None:
+    for name, test in {
+        "anomaly_map": "test_equals_torch_and_scipy",
+        "cosine_distances": "test_equals_torch",
+        "simplex_noise": "test_equals_the_reference",
+        "synthesize_anomalies": "test_equals_the_reference_and_touches_nothing_else",
+    }.items():
+        assert any(test in item for item in selected if f"test_triton_{name}.py" in item)

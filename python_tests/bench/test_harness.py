@@ -235,12 +235,22 @@ def test_more_than_the_peak_fails(short: str) -> None:
     rows[0].times["wall_warm"] = Summary(1.0, 1.0, 1.0, 3)
     peaks = Peaks(
         "cpu",
-        {64: 23.0 if short == "copy" else 1e3},
+        {64: 22.8 if short == "copy" else 1e3},
         {32: 14.0 if short == "flops32" else 1e3, 64: 5.0 if short == "flops64" else 1e3},
     )
     judge(rows, {"": WORK}, {"cpu": peaks}, [])
     assert_no_time(rows[0], "FAIL")
     assert "of the device's peak" in rows[0].reason
+
+
+@pytest.mark.parametrize(("peak", "status"), [(24.0, "ok"), (22.9, "ok"), (22.8, "FAIL")])
+def test_a_measured_peak_has_a_margin(peak: float, status: str) -> None:
+    """24 bytes a second are up to 105 % of it, and said to be."""
+    (row,) = rows_of(contender("reference", doubled))
+    row.times["wall_warm"] = Summary(1.0, 1.0, 1.0, 3)
+    judge([row], {"": WORK}, {"cpu": Peaks("cpu", {64: peak}, {32: 1e3, 64: 1e3})}, [])
+    assert row.status == status
+    assert row.percent == (None if status == "FAIL" else pytest.approx((2400 / peak, 0.6, 1.5)))
 
 
 def test_rates_and_ratios() -> None:
@@ -286,6 +296,21 @@ def test_a_contender_stops_at_the_cases_limit(limit: float | None, turns: int, m
     assert row.times["wall_warm"].n == turns
 
 
+def test_the_first_round_is_the_last_when_no_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = contender("good", doubled)
+    runner = LocalRunner(case(made), made, CPU, [torch.ones(3)], [torch.full((3,), 2.0).double()], CpuClock(1))
+    sample, turns = runner.sample, []
+
+    def counted(slot: float) -> Any:
+        turns.append(slot)
+        return sample(slot)
+
+    monkeypatch.setattr(runner, "sample", counted)
+    (row,) = measure(case(made), [runner], Schedule(rounds=9, slot=1e-4), lambda: 0.0)
+    assert row.status == "ok"
+    assert len(turns) == 1
+
+
 @pytest.mark.cuda
 def test_cuda_times_the_device_and_the_wall_apart() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
@@ -294,6 +319,9 @@ def test_cuda_times_the_device_and_the_wall_apart() -> None:
     rotation = Rotation([lambda x=x: x * 2 for x in inputs])  # type: ignore[misc]
     graph = clock.capture(rotation)
     assert graph is not None
+    graph.replay()
+    clock.synchronize()
+    assert all(torch.equal(out, 2 * x) for out, x in zip(graph.results, inputs, strict=True))
     samples = clock.sample(rotation, graph, 0.001)
     assert set(samples) == {"wall_warm", "wall_cold", "device_warm", "device_cold"}
     assert all(time > 0 for times in samples.values() for time in times)

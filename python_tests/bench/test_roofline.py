@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from made import CPU
 
+from scrd_fast.bench import roofline
 from scrd_fast.bench.roofline import (
     Peaks,
     Work,
@@ -130,19 +133,37 @@ def test_peaks_are_measured() -> None:
     assert peaks.read == {}
 
 
-def test_readers_read_to_the_end() -> None:
-    """A one everywhere but for a two at the end: it is in every sum, in the product of the halves, and the largest."""
-    count, bits = 2**18, 0x40000000  # of the float32 2.0
-    buffer = torch.ones(count)
-    buffer[-1] = 2
-    found = [torch.as_tensor(reader()).double() for reader in _readers(buffer, 2**16)]
-    wide = float(buffer.view(torch.float64).sum())
-    assert [float(x.sum()) for x in found if x.numel() != 4] == [
-        *(count + 1, 2, wide, bits),
-        count + 1,  # rows of 256
-        *(count // 2 + 1, count + 1),  # product of the halves, and their sums
-    ]
-    assert [float(x.max()) for x in found if x.numel() == 4] == [2**16 + 1, 2, bits, 2**16 + 1, 2**16 + 1]
+@pytest.mark.parametrize("place", [0, 2**16 + 5, 2**17, -1])
+@pytest.mark.parametrize("width", [2**10, 2**16])
+def test_readers_read_everything(width: int, place: int) -> None:
+    """Ones, and a two somewhere: it is in every sum, in the product of the halves, and the largest."""
+    plain, other = torch.ones(2**18), torch.ones(2**18)
+    other[place] = 2
+    for one, two in zip(_readers(plain, width), _readers(other, width), strict=True):
+        found = [torch.cat([torch.as_tensor(x).reshape(-1).double() for x in _tuple(r())]) for r in (one, two)]
+        assert not torch.equal(*found)
+
+
+def _tuple(x: object) -> tuple[object, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def test_the_best_reader_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of readers whose times are made up; the best of the first tries runs on, and may get better."""
+    times = {"slow": [4.0] * 9, "good": [2.0, 2.0, 2.0, 2.0, 1.0], "other": [3.0] * 9}
+    runs: list[str] = []
+    readers = [lambda name=name: runs.append(name) for name in times]  # type: ignore[misc]
+    monkeypatch.setattr(roofline, "_readers", lambda buffer, width: readers)
+    monkeypatch.setattr(roofline, "FINALISTS", 1)
+
+    def best(run: Callable[[], object], _: torch.device, repeats: int) -> float:
+        run()
+        left = times[runs[-1]]
+        return min(left.pop(0) for _ in range(min(repeats, len(left))))
+
+    monkeypatch.setattr(roofline, "_best", best)
+    assert roofline._read_rate(2**24, CPU, 5) == pytest.approx(2**24 / 1.0)
+    assert runs == ["slow", "good", "other", "good"]
 
 
 def test_reads_are_measured_up_to_the_size_beyond_the_caches() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from blurring import by_numpy, gaussian_filter
 from tolerances import TOLERANCES
 from torch import Tensor
 
@@ -56,10 +56,19 @@ def independent(
     if weights is not None:
         stacked = stacked * weights.double().cpu()[:, :, None, None]
     combined = (stacked.sum(1) if combine == "add" else stacked.prod(1)).numpy()
-    if sigma == 0:
-        return combined
-    blurred = [gaussian_filter(m, sigma, mode=border, truncate=4.0) for m in combined]
+    blurred = [gaussian_filter(m, sigma, border) for m in combined]
     return np.stack(blurred) if blurred else combined
+
+
+@pytest.mark.parametrize("border", ["reflect", "mirror"])
+@pytest.mark.parametrize("sigma", [0.0, 0.6, 4.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 40)], ids=str)
+def test_the_blur_without_scipy_is_scipys(size: tuple[int, int], sigma: float, border: str) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    image = np.random.default_rng(0).random(size)
+    expected = ndimage.gaussian_filter(image, sigma, mode=border, truncate=4.0)
+    np.testing.assert_allclose(by_numpy(image, sigma, border), expected, rtol=1e-13, atol=1e-13)
+    np.testing.assert_array_equal(gaussian_filter(image, sigma, border), expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from blurring import gaussian_filter
 from tolerances import TOLERANCES
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate
+from triton_device import DEVICE, MARKS
 
 from scrd_fast.ops import anomaly_map
 
 pytest.importorskip("triton")
 kernels = importlib.import_module("scrd_fast.ops.triton.anomaly_map")  # the name in the package is the function
 
-pytestmark = pytest.mark.filterwarnings(  # of the interpreter
-    "ignore:Conversion of an array:DeprecationWarning", "ignore:invalid value encountered:RuntimeWarning"
-)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARNINGS = "ignore:Conversion of an array:DeprecationWarning", "ignore:invalid value encountered:RuntimeWarning"
+pytestmark = [*MARKS, pytest.mark.filterwarnings(*WARNINGS)]  # of the interpreter
 DTYPES = [torch.float32, torch.float64]
 # Sizes of distances and map: odd and several tiles, one pixel from one and from many, below the blur's radius, one row.
 CASES = [
@@ -69,7 +68,7 @@ def independent(
     for k, d in enumerate(distances):
         scale = interpolate(d.cpu().double()[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
         total += scale if weights is None else weights.cpu().double()[:, k, None, None] * scale
-    return torch.stack([torch.from_numpy(gaussian_filter(m, sigma, mode=border, truncate=4.0)) for m in total])
+    return torch.stack([torch.from_numpy(gaussian_filter(m.numpy(), sigma, border)) for m in total])
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:

@@ -11,16 +11,15 @@ import torch
 import torch.nn.functional as F
 from tolerances import TOLERANCES
 from torch import Tensor
+from triton_device import DEVICE, MARKS
 
 from scrd_fast.ops import cosine_distances
 
 pytest.importorskip("triton")
 kernels = importlib.import_module("scrd_fast.ops.triton.cosine_distances")  # the name in the package is the function
 
-pytestmark = pytest.mark.filterwarnings(  # of the interpreter
-    "ignore:Conversion of an array:DeprecationWarning", "ignore:invalid value encountered:RuntimeWarning"
-)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARNINGS = "ignore:Conversion of an array:DeprecationWarning", "ignore:invalid value encountered:RuntimeWarning"
+pytestmark = [*MARKS, pytest.mark.filterwarnings(*WARNINGS)]  # of the interpreter
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 LAYOUTS = ["contiguous", "channels_last", "channels_of_channels_last", "cut", "transposed"]
 WITHOUT_COPY = LAYOUTS[:3]

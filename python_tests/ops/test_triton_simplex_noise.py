@@ -11,6 +11,7 @@ import opensimplex
 import pytest
 import torch
 from torch import Tensor
+from triton_device import DEVICE, MARKS
 
 from scrd_fast.ops import simplex_noise
 from scrd_fast.ops.simplex_noise import HASHED_NORM, HASHED_SCALE
@@ -18,8 +19,8 @@ from scrd_fast.ops.simplex_noise import HASHED_NORM, HASHED_SCALE
 pytest.importorskip("triton")
 kernels = importlib.import_module("scrd_fast.ops.triton.simplex_noise")  # the name in the package is the function
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # of the interpreter
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARNING = "ignore:Conversion of an array:DeprecationWarning"  # of the interpreter
+pytestmark = [*MARKS, pytest.mark.filterwarnings(WARNING)]
 # Vertices in float32: ten contributions of at most 0.2, each off by some 2^-22, and 2.5 octaves' worth of them.
 # Measured: 4e-7 (opensimplex), 6e-7 (hashed). A vertex too many or too few is 1e-3 and more.
 ATOL = 2e-6

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton_device import DEVICE, MARKS
 
 from scrd_fast.ops import simplex_noise, synthesize_anomalies
 
@@ -17,8 +18,8 @@ kernels = importlib.import_module(
     "scrd_fast.ops.triton.synthesize_anomalies"
 )  # the name in the package is the function
 
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # of the interpreter
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WARNING = "ignore:Conversion of an array:DeprecationWarning"  # of the interpreter
+pytestmark = [*MARKS, pytest.mark.filterwarnings(WARNING)]
 # One unit in the last place of the images: the interpreter cuts bfloat16 off instead of rounding it.
 ULP = {torch.float64: 0.0, torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 ATOL = 2e-6  # of the noise, see test_triton_simplex_noise.py; what is added is smaller

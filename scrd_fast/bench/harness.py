@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scrd_fast.bench.roofline import Work
-from scrd_fast.bench.timing import Clock, Rotation, Samples, Summary
+from scrd_fast.bench.timing import Captured, Clock, Rotation, Samples, Summary
 from scrd_fast.errors import UnavailableError
 
 __all__ = ["Bound", "Case", "Contender", "LocalRunner", "Row", "Runner", "Schedule", "Tolerance", "measure", "worst"]
@@ -74,11 +74,16 @@ class Case:
     contenders: tuple[Contender, ...]
     dtype: str = "float32"
     quick: bool = False
-    cpu_only: bool = False
-    unit: str = "octave samples"  # what Work.samples counts, and so the rate
-    rivals: tuple[str, ...] = ("opensimplex+numba", "reference")  # a row says how many times faster it is than these
+    on_gpu: bool = False  # left out where the device is the CPU, for which it is too large
+    unit: str = "elements"  # what Work.samples counts, and so the rate
+    rivals: tuple[str, ...] = ()  # a row says how many times faster it is than these
+    parts: tuple[str, ...] = ()  # the operators whose kernels it runs, where those are not `op` itself
     most_sets: int | None = None  # fewer sets of inputs than the schedule's, where one is larger than every cache
     limit: float | None = None  # seconds of turns after which a contender stops, be it after the first
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        return self.parts or (self.op,)
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Schedule:
 
 
 class Bound(NamedTuple):
-    """A row's share of what the device can do, in percent; more than 100 means a wrong count or a wrong time."""
+    """A row's share of what the device can do, in percent. Beyond 100 and a measurement's margin lies a wrong count
+    or a wrong time."""
 
     bytes: float
     flops: float
@@ -122,7 +128,7 @@ class Row:
     rate: float | None = None  # `unit` per second, warm wall time
     percent: Bound | None = None
     ratios: dict[str, float] = field(default_factory=dict)
-    unit: str = "octave samples"
+    unit: str = "elements"
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -181,7 +187,7 @@ class LocalRunner:
         self.case, self.contender, self.device = case, contender, device.type
         self._torch_device, self._inputs, self._expected, self._clock = device, inputs, expected, clock
         self._rotation = Rotation([])
-        self._graph: Any = None
+        self._graph: Captured | None = None
         self._sampled = False
 
     def open(self) -> dict[str, Any]:
@@ -190,7 +196,13 @@ class LocalRunner:
         self._rotation = Rotation([bind(inputs) for inputs in self._inputs])
         first = self._once()
         second = self._once() if self.contender.compiles else 0.0
-        self._graph = None if self.contender.compiles else self._clock.capture(self._rotation)
+        self._graph = self._clock.capture(self._rotation)
+        if self._graph is not None:
+            # Calls in place counted their capture, which ran nothing.
+            self._rotation.restart()
+            self._once()
+            self._graph.replay()
+            self._rotation.replayed()
         return {
             "compile_s": max(first - second, 0.0) if self.contender.compiles else None,
             "how": "graph" if self._graph else self._clock.how,
@@ -212,6 +224,8 @@ class LocalRunner:
         tolerance = self.case.tolerance(self.contender.variant)
         self._clock.synchronize()
         errors = [worst(a, e, tolerance) for a, e in zip(self._rotation.last, self._expected, strict=True)]
+        if self._graph is not None:  # what its last replay left behind, which was a timed one after the timing
+            errors += [worst(a, e, tolerance) for a, e in zip(self._graph.results, self._expected, strict=True)]
         if self._sampled:  # before the timing, those of `open` are fresh
             errors += [worst(c(), e, tolerance) for c, e in zip(self._rotation.calls, self._expected, strict=True)]
         return max(errors)
@@ -236,14 +250,19 @@ class LocalRunner:
         self._rotation, self._graph = Rotation([]), None
 
 
-def measure(case: Case, runners: Sequence[Runner], schedule: Schedule) -> list[Row]:
-    """A row for each runner. The turns go round, so that whatever drifts on the machine hits all alike."""
+def measure(
+    case: Case, runners: Sequence[Runner], schedule: Schedule, time_left: Callable[[], float] = lambda: math.inf
+) -> list[Row]:
+    """A row for each runner. The turns go round, so that whatever drifts on the machine hits all alike. When no time
+    is left, the first round is the last."""
     rows = [_row(case, runner) for runner in runners]
     samples: list[Samples] = [{} for _ in runners]
     used = [0.0 for _ in runners]
     for row, runner in zip(rows, runners, strict=True):
         _guard(row, runner, lambda row=row, runner=runner: _open(row, runner))  # type: ignore[misc]
     for turn in range(schedule.rounds):
+        if turn > 0 and time_left() <= 0:
+            break
         for place in range(len(runners)):
             i = (place + turn) % len(runners)  # nobody always follows the same neighbour
             if rows[i].status != "ok" or _had_enough(case, schedule, turn, used[i]):

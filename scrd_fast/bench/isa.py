@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from scrd_fast.errors import UnavailableError
 
-__all__ = ["ISAS", "instruction_set", "missing_flags", "require"]
+__all__ = ["ISAS", "instruction_set", "missing_flags", "require", "require_native"]
 
 # The processor flags, as Linux names them, that each instruction set of the CPU kernel needs.
 ISAS = {
@@ -41,3 +44,15 @@ def require(isa: str) -> None:
         raise UnavailableError("there are no CPU kernels")
     if found != isa:
         raise UnavailableError(f"asked for {isa}, the kernel runs {found}")
+
+
+def require_native(operators: Sequence[str], device: torch.device, isa: str | None = None) -> None:
+    """Kernels for all of the operators, and of that instruction set if it is given: `auto` would quietly be the
+    reference."""
+    from scrd_fast.ops._library import why_not
+
+    for operator in operators:
+        if reason := why_not(operator, "native", device):
+            raise UnavailableError(reason)
+    if isa is not None:
+        require(isa)

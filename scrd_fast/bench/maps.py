@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
-from scrd_fast.bench.isa import ISAS, require
+from scrd_fast.bench.isa import ISAS, require_native
 from scrd_fast.bench.map_rivals import SHARE, SIGMA, SIZE, anomalib, authors, compiled, eager, result
 from scrd_fast.bench.roofline import Work, map_work
-from scrd_fast.errors import UnavailableError
 from scrd_fast.ops._axis_matrix import axis_matrix
 
 __all__ = ["CASES", "SCALES", "Features"]
@@ -97,15 +96,10 @@ def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
     options: dict[str, Any] = {"return_map": False} if variant == "mean" else {"top": SHARE}
 
     def build(case: Case, device: torch.device) -> Callable[[Features], Call]:
-        del case
         from scrd_fast.ops import anomaly_map
-        from scrd_fast.ops._library import why_not
 
-        for part in ("cosine_distances", "anomaly_map"):
-            if backend == "auto" and (reason := why_not(part, "native", device)):
-                raise UnavailableError(reason)  # auto would quietly be the reference
-        if isa is not None:
-            require(isa)
+        if backend == "auto":
+            require_native(case.kernels, device, isa)
 
         def bind(inputs: Features) -> Call:
             teacher, student = inputs.teacher, inputs.student
@@ -182,6 +176,7 @@ def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
         quick=(count, dtype, layout) in QUICK,
         unit="images",
         rivals=("torch.compile", "eager", "authors", "anomalib", "reference"),
+        parts=("cosine_distances", "anomaly_map"),
         most_sets=1 if count > 8 else None,  # 0.5 or 0.9 GB: more than any cache, and much memory
         limit=LIMIT,
     )

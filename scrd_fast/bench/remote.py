@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class RemoteRunner:
         device: torch.device,
         seeds: Sequence[int],
         expected: Sequence[Tensor],
-        compile_limit: float,
+        compile_limit: Callable[[], float],
     ) -> None:
         self.contender, self.device = contender, device.type
         self._worker, self._expected, self._limit = worker, expected, compile_limit
@@ -111,10 +111,12 @@ class RemoteRunner:
         }
 
     def open(self) -> dict[str, Any]:
+        limit = self._limit() if self.contender.compiles else STEP_LIMIT
+        if limit <= 0:
+            raise UnavailableError("no time is left to compile it")
         with tempfile.TemporaryDirectory(prefix="scrd_fast_bench_") as folder:
             file = Path(folder) / "expected.pt"
             torch.save(list(self._expected), file)
-            limit = self._limit if self.contender.compiles else STEP_LIMIT
             facts: dict[str, Any] = self._worker.ask(limit, step="open", expected=str(file), **self._request)
         return facts
 

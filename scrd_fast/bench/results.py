@@ -14,7 +14,7 @@ from scrd_fast.bench.harness import Row
 from scrd_fast.errors import MissingExtraError, ScrdFastError
 from scrd_fast.files import nearest, write_atomically
 
-__all__ = ["COLUMNS", "SCHEMA", "compare", "load", "plain", "plot", "save", "to_csv"]
+__all__ = ["COLUMNS", "SCHEMA", "compare", "load", "plain", "plot", "save", "to_csv", "unfinished"]
 
 SCHEMA = "scrd_fast.bench/1"
 COLUMNS = ("wall_warm", "wall_cold", "device_warm", "device_cold")
@@ -53,6 +53,11 @@ def load(path: Path) -> Results:
     return dict(results)
 
 
+def unfinished(results: Results) -> bool:
+    """Whether the run was killed after one of its cases."""
+    return not results.get("finished", True)
+
+
 def _by_key(results: Results) -> dict[tuple[str, ...], dict[str, Any]]:
     return {tuple(row[name] for name in KEY): row for row in results["rows"]}
 
@@ -83,7 +88,9 @@ def compare(before: Results, after: Results, tolerance: float) -> tuple[list[str
 
 def _differences(before: Results, after: Results) -> list[str]:
     """What makes the two runs hard to compare."""
-    lines = []
+    lines = [
+        f"note: the {name} run was not finished" for name, run in (("old", before), ("new", after)) if unfinished(run)
+    ]
     for title, a, b in (
         ("processor", before["machine"]["cpu"], after["machine"]["cpu"]),
         ("GPU", before["machine"]["gpu"], after["machine"]["gpu"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import shutil
 import sys
 import time
@@ -28,12 +29,15 @@ from scrd_fast.device import pick_device
 from scrd_fast.errors import ScrdFastError, UnavailableError
 from scrd_fast.files import write_atomically
 
-__all__ = ["Session", "bench", "judge", "show", "show_comparison"]
+__all__ = ["Session", "bench", "chosen", "judge", "show", "show_comparison"]
+
+MARGIN = 5.0  # percent by which a row may exceed a peak: both are measured, at different times
 
 
 class Session:
     """What all cases of a run share: the device, its clock, its peaks and the processes of the remote contenders.
-    `pythons` has the interpreters of the environments that a contender's package may need for itself."""
+    `pythons` has the interpreters of the environments that a contender's package may need for itself. After `seconds`
+    nothing is begun that could be left out."""
 
     def __init__(
         self,
@@ -42,7 +46,9 @@ class Session:
         seed: int,
         threads: int,
         pythons: Mapping[str, str] | None = None,
+        seconds: float = math.inf,
     ) -> None:
+        self._until = time.monotonic() + seconds
         self._pythons = dict(pythons or {})
         self.device, self.schedule, self.seed, self.threads = device, schedule, seed, threads
         self.peaks: dict[str, Peaks] = {}
@@ -51,7 +57,11 @@ class Session:
         self._case: Case | None = None
         self._inputs: dict[str, list[Any]] = {}
         self._right: dict[str, list[Tensor]] = {}
+        self._works: dict[tuple[str, str], dict[str, Work]] = {}
         self._given_up: set[tuple[str, str]] = set()  # contenders and their variants
+
+    def time_left(self) -> float:
+        return self._until - time.monotonic()
 
     def clock(self, device: torch.device) -> Clock:
         if device.type not in self._clocks:
@@ -97,8 +107,11 @@ class Session:
 
     def work(self, case: Case) -> dict[str, Work]:
         """By variant, averaged over the sets of inputs that take turns."""
-        seeds = self.seeds(case)
-        return {variant: Work.mean([case.work(seed, variant) for seed in seeds]) for variant in variants(case)}
+        key, seeds = (case.op, case.name), self.seeds(case)
+        if key not in self._works:
+            works = {variant: [case.work(seed, variant) for seed in seeds] for variant in variants(case)}
+            self._works[key] = {variant: Work.mean(found) for variant, found in works.items()}
+        return self._works[key]
 
     def _remote(self, case: Case, contender: Contender) -> Runner:
         device = self.device
@@ -108,7 +121,7 @@ class Session:
             return _Absent(contender, device.type, f"needs --{name} PYTHON of an environment with {name}")
         if contender.compiles and contender.key in self._given_up:
             return _Absent(contender, device.type, "given up in a case before this one")
-        if contender.isa is not None and (why := self._no_isa(contender.isa)):
+        if contender.isa is not None and (why := self._no_isa(case, contender.isa)):
             return _Absent(contender, device.type, why)
         expected = self._prepared(case, contender.variant, device)[1]
         worker = self._workers.get(key)
@@ -116,17 +129,23 @@ class Session:
             environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
             python = self._pythons.get(contender.environment, sys.executable)
             worker = self._workers[key] = Worker(environment, self.threads, python)
-        return RemoteRunner(worker, case, contender, device, self.seeds(case), expected, self.schedule.compile_limit)
+        return RemoteRunner(worker, case, contender, device, self.seeds(case), expected, self._compile_limit)
+
+    def _compile_limit(self) -> float:
+        return min(self.schedule.compile_limit, self.time_left())
 
     @staticmethod
-    def _no_isa(isa: str) -> str | None:
+    def _no_isa(case: Case, isa: str) -> str | None:
         """Why a process for this instruction set need not be started."""
         from scrd_fast.bench.isa import instruction_set, missing_flags
         from scrd_fast.ops._library import why_not
 
         if missing := missing_flags(isa):
             return f"this processor has no {', '.join(missing)}"
-        return why_not("simplex_noise", "native", torch.device("cpu")) if instruction_set() is None else None
+        if instruction_set() is not None:
+            return None
+        reasons = [why_not(operator, "native", torch.device("cpu")) for operator in case.kernels]
+        return next((reason for reason in reasons if reason), None)
 
     def note(self, rows: Sequence[Row]) -> None:
         """What took too long once is not tried again."""
@@ -170,7 +189,10 @@ def variants(case: Case) -> list[str]:
 
 
 def chosen(case: Case, device: torch.device, short: bool) -> list[Contender]:
-    """Instruction sets are the CPU's, Triton the GPU's, and a compilation takes too long for a quick run."""
+    """Instruction sets are the CPU's, Triton the GPU's, and a compilation takes too long for a quick run. None of a
+    case that is for a GPU alone."""
+    if case.on_gpu and device.type != "cuda":
+        return []
     return [
         c
         for c in case.contenders
@@ -182,7 +204,8 @@ def chosen(case: Case, device: torch.device, short: bool) -> list[Contender]:
 
 
 def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks], rivals: Sequence[str]) -> None:
-    """Rates, shares of the peak, and ratios. A row beyond the device's peak fails: its time or the count is wrong."""
+    """Rates, shares of the peak, and ratios. A row beyond the device's peak and the margin of its measurement fails:
+    its time or the count is wrong."""
     for row in rows:
         row.work = works[row.variant]
         if row.status != "ok":
@@ -190,7 +213,7 @@ def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks], 
         row.rate = row.work.samples / row.times["wall_warm"].median
         fastest = row.times.get("device_warm", row.times["wall_warm"]).median
         row.percent = Bound(*percent(row.work, max(fastest, 1e-12), peaks[row.device]))
-        if max(row.percent) > 100:
+        if max(row.percent) > 100 + MARGIN:
             row.drop("FAIL", f"{max(row.percent):.0f} % of the device's peak: the time or the count of work is wrong")
     for row in rows:
         if row.status != "ok":
@@ -222,7 +245,8 @@ def bench(
     time_limit: float | None = None,
     pythons: Mapping[str, str] | None = None,
 ) -> bool:
-    """Measure; returns whether a row failed. After `time_limit` seconds no further case begins."""
+    """Measure; returns whether a row failed. After `time_limit` seconds no further case begins. `out` has what was
+    measured so far after each case, so that a run that is killed loses one case."""
     for name, python in (pythons or {}).items():
         if shutil.which(python) is None:
             raise ScrdFastError(
@@ -232,13 +256,14 @@ def bench(
         if path is not None and not path.parent.is_dir():
             raise ScrdFastError(f"{path.parent}: no such folder")
     device = pick_device(device_name)
-    cases = [case for case in select(ops, short) if device.type == "cpu" or not case.cpu_only]
+    cases = [case for case in select(ops, short) if chosen(case, device, short)]
     schedule = quick(Schedule()) if short else Schedule()
     if time_limit is not None:
         schedule = dataclasses.replace(schedule, compile_limit=min(schedule.compile_limit, time_limit / 4))
-    session = Session(device, schedule, seed, threads or len(cores()), pythons)
+    seconds = math.inf if time_limit is None else time_limit
+    session = Session(device, schedule, seed, threads or len(cores()), pythons, seconds)
     try:
-        results = _measure(session, cases, short, time_limit, console.log)
+        results = _measure(session, cases, short, console.log, out)
     finally:
         session.close()
     if out is not None:
@@ -248,43 +273,60 @@ def bench(
 
 
 def _measure(
-    session: Session, cases: Sequence[Case], short: bool, time_limit: float | None, log: Callable[[str], None]
+    session: Session, cases: Sequence[Case], short: bool, log: Callable[[str], None], out: Path | None
 ) -> dict[str, Any]:
-    from scrd_fast.ops._library import build_info
-
-    before, begin, start = state(session.device), time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+    facts = _facts(session, short)
     log("measuring the peaks of this machine")
     session.measure_peaks(cases)
     measured: list[tuple[Case, list[Row]]] = []
+    after = facts["before"]
     for number, case in enumerate(cases, start=1):
-        if time_limit is not None and time.monotonic() - start > time_limit:
-            log(f"the time limit of {time_limit:g} s leaves {len(cases) - number + 1} cases out")
+        if session.time_left() <= 0:
+            log(f"the time limit leaves {len(cases) - number + 1} cases out")
             break
         log(f"{number}/{len(cases)} {case.op}: {case.name}")
-        rows = measure(case, session.runners(case, chosen(case, session.device, short)), session.schedule)
+        runners = session.runners(case, chosen(case, session.device, short))
+        rows = measure(case, runners, session.schedule, session.time_left)
         session.note(rows)
         measured.append((case, rows))
-    after = state(session.device)
+        after = state(session.device)
+        if out is not None:
+            save(out, facts | _found(session, cases, measured) | {"after": after, "finished": False})
     session.measure_peaks(cases)
-    for case, rows in measured:
-        judge(rows, session.work(case), session.peaks, case.rivals)
+    return facts | _found(session, cases, measured) | {"after": after, "finished": True}
+
+
+def _facts(session: Session, short: bool) -> dict[str, Any]:
+    """What is known before anything is measured."""
+    from scrd_fast.ops._library import build_info
+
     return {
         "schema": SCHEMA,
-        "time": begin,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": session.seed,
         "threads": session.threads,
         "quick": short,
         "schedule": dataclasses.asdict(session.schedule),
         "machine": machine(session.device),
         "versions": versions(),
-        "environments": session.environments(),
         "build": build_info(),
         **commit(),
-        "before": before,
-        "after": after,
+        "before": state(session.device),
+    }
+
+
+def _found(session: Session, cases: Sequence[Case], measured: Sequence[tuple[Case, Sequence[Row]]]) -> dict[str, Any]:
+    """What was measured so far. The rows stay unjudged: a later peak may be better."""
+    rows: list[dict[str, Any]] = []
+    for case, unjudged in measured:
+        judged = [dataclasses.replace(row, ratios={}) for row in unjudged]
+        judge(judged, session.work(case), session.peaks, case.rivals)
+        rows += [plain(row) for row in judged]
+    return {
+        "environments": session.environments(),
         "left_out": [f"{case.op}: {case.name}" for case in cases[len(measured) :]],
         "peaks": {name: dataclasses.asdict(p) for name, p in session.peaks.items()},
-        "rows": [plain(row) for _, rows in measured for row in rows],
+        "rows": rows,
     }
 
 

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
-from scrd_fast.bench.isa import ISAS, require
+from scrd_fast.bench.hashed_noise import hashed_noise
+from scrd_fast.bench.isa import ISAS, require_native
 from scrd_fast.bench.roofline import Work, simplex_work, synthesize_work
-from scrd_fast.errors import UnavailableError
 from scrd_fast.synthesis import draw_anomalies
 
 __all__ = ["CASES"]
 
 VARIANTS = ("opensimplex", "hashed")
 OCTAVES, PERSISTENCE, FREQUENCY, STRENGTH = 6, 0.6, 1 / 32, 0.2  # the operators' defaults
+UNIT, RIVALS = "octave samples", ("opensimplex+numba", "reference")
+LIMIT = 2.0  # seconds of turns in the largest cases, which plain PyTorch and one thread of numba would fill for minutes
 Array = np.ndarray[Any, np.dtype[Any]]
 Build = Callable[[Case, torch.device], Callable[[Any], Call]]
 
@@ -60,23 +62,27 @@ def _synthesis(options: dict[str, Any]) -> Callable[[Batch], Call]:
 
 class _InPlace:
     """Adds to the same images at every call, as nothing else is rewritten; a call's result is what one call adds, on
-    average since `restart`. Few calls lie between two of those, so that rounding and faults stay visible."""
+    average since `restart`. Few calls lie between two of those, so that rounding and faults stay visible. The replay
+    of a graph adds too: `replayed` counts it."""
 
     def __init__(self, images: Tensor, add: Callable[[Tensor], object]) -> None:
         self._images, self._add = images, add
-        self._work, self._count = images.clone(), 0
+        self._work, self.count = images.clone(), 0
 
     def restart(self) -> None:
         self._work.copy_(self._images)
-        self._count = 0
+        self.count = 0
+
+    def replayed(self) -> None:
+        self.count += 1
 
     def __call__(self) -> Callable[[], Tensor]:
         self._add(self._work)
-        self._count += 1
+        self.count += 1
         return self._result
 
     def _result(self) -> Tensor:
-        return self._images.double() + (self._work.double() - self._images.double()) / self._count
+        return self._images.double() + (self._work.double() - self._images.double()) / self.count
 
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], Callable[[Any], Call]]] = {
@@ -87,12 +93,8 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], Callable[[Any], Call]]] = {
 
 def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
     def build(case: Case, device: torch.device) -> Callable[[Any], Call]:
-        from scrd_fast.ops._library import why_not
-
-        if backend == "auto" and (reason := why_not("simplex_noise", "native", device)):
-            raise UnavailableError(reason)  # auto would quietly be the reference
-        if isa is not None:
-            require(isa)
+        if backend == "auto":
+            require_native(case.kernels, device, isa)
         return FUNCTIONS[case.op]({"variant": variant, "backend": backend})
 
     return build
@@ -186,17 +188,17 @@ def contenders() -> tuple[Contender, ...]:
 
 
 def _blocks(seeds: Tensor, size: tuple[int, int, int], variant: str) -> Tensor:
-    """Float64 noise [N, D, H, W]: the published package's where it has the variant, else the reference's."""
-    if variant == "opensimplex":
-        try:
-            import opensimplex
-        except ImportError:
-            pass
-        else:
-            return torch.from_numpy(np.stack([_octaves(opensimplex.OpenSimplex(s), size) for s in seeds.tolist()]))
-    from scrd_fast.ops import simplex_noise
+    """Float64 noise [N, D, H, W]: the published package's, or after the definition; the reference's where there is no
+    such package."""
+    if variant == "hashed":
+        return hashed_noise(seeds, size, OCTAVES, PERSISTENCE, FREQUENCY).cpu()
+    try:
+        import opensimplex
+    except ImportError:
+        from scrd_fast.ops import simplex_noise
 
-    return simplex_noise(seeds.cpu(), size, variant=variant, backend="reference").double()
+        return simplex_noise(seeds.cpu(), size, variant=variant, backend="reference").double()
+    return torch.from_numpy(np.stack([_octaves(opensimplex.OpenSimplex(s), size) for s in seeds.tolist()]))
 
 
 def _noise_oracle(inputs: Noise, variant: str) -> Tensor:
@@ -227,7 +229,7 @@ def _synthesis_tolerance(variant: str) -> Tolerance:
 # Cases ----------------------------------------------------------------------------------------------------------
 
 
-def _noise_case(name: str, count: int, size: tuple[int, int, int], quick: bool = False) -> Case:
+def _noise_case(name: str, count: int, size: tuple[int, int, int], **options: Any) -> Case:
     def inputs(seed: int, device: torch.device) -> Noise:
         generator = torch.Generator().manual_seed(seed)
         return Noise(torch.randint(-(2**62), 2**62, (count,), generator=generator).to(device), size)
@@ -241,32 +243,40 @@ def _noise_case(name: str, count: int, size: tuple[int, int, int], quick: bool =
         lambda seed, variant: simplex_work(count, size, OCTAVES, FREQUENCY, variant),
         _noise_tolerance,
         contenders(),
-        quick=quick,
+        unit=UNIT,
+        rivals=RIVALS,
+        **options,
     )
 
 
-def _synthesis_case(name: str, count: int, inplace: bool = False, quick: bool = False) -> Case:
+def _synthesis_case(
+    name: str, count: int, size: tuple[int, int] = (256, 256), inplace: bool = False, quick: bool = False
+) -> Case:
+    shape = (count, 3, *size)
+
     def inputs(seed: int, device: torch.device) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        images = torch.rand((count, 3, 256, 256), generator=generator)
-        boxes, seeds = draw_anomalies(count, 256, generator)
+        images = torch.rand(shape, generator=generator)
+        boxes, seeds = draw_anomalies(count, min(size), generator)
         return Batch(images.to(device), boxes.to(device), seeds.to(device), inplace)
 
     def work(seed: int, variant: str) -> Work:
         boxes = inputs(seed, torch.device("cpu")).boxes.tolist()
-        return synthesize_work((count, 3, 256, 256), boxes, variant=variant, inplace=inplace)
+        return synthesize_work(shape, boxes, variant=variant, inplace=inplace)
 
     return Case(
         "synthesize_anomalies",
         name,
-        (count, 3, 256, 256),
+        shape,
         inputs,
         _synthesis_oracle,
         work,
         _synthesis_tolerance,
         contenders(),
         quick=quick,
-        cpu_only=inplace,  # the replay of a CUDA graph would not count its calls
+        unit=UNIT,
+        rivals=RIVALS,
+        parts=("synthesize_anomalies_",) if inplace else (),
     )
 
 
@@ -274,10 +284,13 @@ CASES = (
     _noise_case("1 small patch", 1, (3, 16, 16), quick=True),
     _noise_case("16 patches", 16, (3, 32, 32), quick=True),
     _noise_case("64 patches", 64, (3, 32, 32)),
+    _noise_case("256 patches", 256, (3, 32, 32), most_sets=1, limit=LIMIT),
     _noise_case("odd patches", 5, (3, 31, 29)),
     _noise_case("1 field", 1, (1, 512, 512)),
+    _noise_case("1 large field", 1, (1, 2048, 2048), on_gpu=True, most_sets=1, limit=LIMIT),
     _noise_case("1 field, 3 slices", 1, (3, 256, 256)),
     _synthesis_case("16 images in place", 16, inplace=True, quick=True),
     _synthesis_case("16 images", 16),
     _synthesis_case("64 images", 64),
+    _synthesis_case("odd images", 5, (231, 177)),
 )

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from scrd_fast.bench.results import unfinished
+
 __all__ = ["render"]
 
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -36,11 +38,16 @@ def _gigabytes(row: dict[str, Any]) -> str:
     return f"{row['work']['bytes'] / times.get('device_warm', times['wall_warm'])['median'] / 1e9:.3g}"
 
 
+Rate = tuple[str, Callable[[dict[str, Any]], str]]
 # The columns that a case's unit has, and what a row has in them.
-RATES: dict[str, list[tuple[str, Callable[[dict[str, Any]], str]]]] = {
+RATES: dict[str, list[Rate]] = {
     "octave samples": [("M samples/s", _samples)],
     "images": [("per image", _per_image), ("GB/s", _gigabytes)],
 }
+
+
+def _rates(unit: str) -> list[Rate]:
+    return RATES.get(unit, [(f"M {unit}/s", _samples)])
 
 
 def render(results: dict[str, Any]) -> str:
@@ -52,7 +59,10 @@ def render(results: dict[str, Any]) -> str:
         lines += _case(rows)
     failed = [row for row in results["rows"] if row["status"] == "FAIL"]
     if results["left_out"]:
-        lines += ["", "left out for lack of time: " + ", ".join(results["left_out"])]
+        why = "UNFINISHED, the run ended before" if unfinished(results) else "left out for lack of time"
+        lines += ["", f"{why}: " + ", ".join(results["left_out"])]
+    elif unfinished(results):
+        lines += ["", "UNFINISHED, the run ended before its last words"]
     if failed:
         lines += ["", f"{len(failed)} rows FAIL"]
     return "\n".join(lines)
@@ -104,7 +114,7 @@ def _case(rows: Sequence[dict[str, Any]]) -> list[str]:
     head = ["contender", "variant", "on", "warm", "p20-p80", "n", "cold"]
     head += ["device warm", "device cold"] if device else []
     rivals = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
-    rates = RATES[rows[0].get("unit", "octave samples")]
+    rates = _rates(rows[0].get("unit", "octave samples"))
     head += [name for name, _ in rates] + [f"x {name}" for name in rivals] + ["roofline", "compile"]
     body = [head]
     notes = {}

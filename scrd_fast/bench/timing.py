@@ -14,13 +14,25 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Clock", "CpuClock", "CudaClock", "Rotation", "Samples", "Summary", "cache_bytes", "clock_for", "cores"]
+__all__ = [
+    "Captured",
+    "Clock",
+    "CpuClock",
+    "CudaClock",
+    "Rotation",
+    "Samples",
+    "Summary",
+    "cache_bytes",
+    "clock_for",
+    "cores",
+]
 
 MIB = 2**20
 LONG_CALL = 0.05  # seconds; such a call warms the caches itself, so that its first run counts
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are timed several at once, far above the timer's own cost
 LARGEST_INNER = 1000
 LARGEST_BUFFER = 2**30
+MOST_PILED_UP = 200  # calls in place between two of their new beginnings on a GPU, where a turn has thousands
 
 Samples = dict[str, list[float]]  # seconds by column: wall_warm, wall_cold, device_warm, device_cold
 
@@ -55,7 +67,11 @@ class Summary:
 
 
 class Rotation:
-    """Calls the same function on one set of inputs after the other, and keeps each set's last result for the check."""
+    """Calls the same function on one set of inputs after the other, and keeps each set's last result for the check.
+
+    A call in place has a `count` of what it has piled up, which `restart` undoes and `replayed` raises by one: the
+    replay of a graph runs what a call launched, not the call.
+    """
 
     def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
         self.calls = list(calls)
@@ -68,10 +84,31 @@ class Rotation:
             if (restart := getattr(call, "restart", None)) is not None:
                 restart()
 
+    def relieve(self, most: int) -> None:
+        """Restart, with a call each, if one in place has piled up more than `most`: sums of many lose digits."""
+        if any(getattr(call, "count", 0) > most for call in self.calls):
+            self.restart()
+            for _ in self.calls:
+                self()
+
+    def replayed(self) -> None:
+        for call in self.calls:
+            if (replayed := getattr(call, "replayed", None)) is not None:
+                replayed()
+
     def __call__(self) -> None:
         turn = self._turn
         self._turn = (turn + 1) % len(self.calls)
         self.last[turn] = self.calls[turn]()
+
+
+@dataclass(frozen=True)
+class Captured:
+    """All calls of a rotation in a graph. `results` are the calls' own: nothing is in them before a replay, and what
+    the last replay computed after it."""
+
+    replay: Callable[[], Any]
+    results: list[Any]
 
 
 class Clock(Protocol):
@@ -82,9 +119,9 @@ class Clock(Protocol):
 
     def synchronize(self) -> None: ...
 
-    def capture(self, rotation: Rotation) -> Any: ...
+    def capture(self, rotation: Rotation) -> Captured | None: ...
 
-    def sample(self, rotation: Rotation, graph: Any, slot: float) -> Samples:
+    def sample(self, rotation: Rotation, graph: Captured | None, slot: float) -> Samples:
         """Warm and cold samples for about `slot` seconds each; at least one of each."""
         ...
 
@@ -126,7 +163,7 @@ class CpuClock:
     def capture(self, rotation: Rotation) -> None:
         del rotation
 
-    def sample(self, rotation: Rotation, graph: Any, slot: float) -> Samples:
+    def sample(self, rotation: Rotation, graph: Captured | None, slot: float) -> Samples:
         del graph
         begin = time.perf_counter()
         first = self._time(rotation, 1)
@@ -167,7 +204,8 @@ class CudaClock:
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
 
-    def capture(self, rotation: Rotation) -> torch.cuda.CUDAGraph | None:
+    def capture(self, rotation: Rotation) -> Captured | None:
+        """The rotation's own results stay those of calls that ran: nothing runs while a graph is captured."""
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -176,16 +214,17 @@ class CudaClock:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         self.synchronize()
         if self._waits(rotation):
+            rotation.relieve(0)
             return None
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                for _ in rotation.calls:
-                    rotation()
+                results = [call() for call in rotation.calls]
         except RuntimeError:  # something else that a graph cannot hold
             self.synchronize()
+            rotation.relieve(0)  # of the calls that were counted and did not run
             return None
-        return graph
+        return Captured(graph.replay, results)
 
     def _waits(self, rotation: Rotation) -> bool:
         """Whether a call waits for the device. Found out before a capture, which a wait would break off midway."""
@@ -199,15 +238,17 @@ class CudaClock:
             torch.cuda.set_sync_debug_mode(before)
         return False
 
-    def sample(self, rotation: Rotation, graph: Any, slot: float) -> Samples:
+    def sample(self, rotation: Rotation, graph: Captured | None, slot: float) -> Samples:
         samples: Samples = {"wall_warm": [], "wall_cold": [], "device_warm": [], "device_cold": []}
         rotation()
         begin = time.perf_counter()
         while not samples["wall_warm"] or time.perf_counter() - begin < slot:
+            rotation.relieve(MOST_PILED_UP)
             samples["device_warm"].append(self._device_warm(rotation, graph))
             samples["wall_warm"].append(self._wall(rotation))
         begin = time.perf_counter()
         while not samples["wall_cold"] or time.perf_counter() - begin < slot:
+            rotation.relieve(MOST_PILED_UP)
             samples["device_cold"].append(self._between_events(rotation, flush=True))
             self._buffer.add_(1.0)
             samples["wall_cold"].append(self._wall(rotation))
@@ -220,14 +261,18 @@ class CudaClock:
         self.synchronize()
         return time.perf_counter() - start
 
-    def _device_warm(self, rotation: Rotation, graph: Any) -> float:
+    def _device_warm(self, rotation: Rotation, graph: Captured | None) -> float:
         count = len(rotation.calls)
 
         def all_calls() -> None:
             for _ in range(count):
                 rotation()
 
-        return self._between_events(graph.replay if graph else all_calls) / count
+        if graph is None:
+            return self._between_events(all_calls) / count
+        seconds = self._between_events(graph.replay) / count
+        rotation.replayed()
+        return seconds
 
     def _between_events(self, run: Callable[[], Any], flush: bool = False) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
