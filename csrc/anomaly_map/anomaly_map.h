@@ -60,6 +60,7 @@ struct Band {
 };
 
 SCRD_HOST_DEVICE inline Band band(const Axis& axis, int64_t place) {
+  if (axis.target == 1) return {0, 1};
   const int64_t radius = axis.radius(), low = place - radius, high = place + radius;
   const int64_t last = between(axis, high < axis.target ? high : axis.target - 1).first + 2;
   return {between(axis, low > 0 ? low : 0).first, last < axis.source ? last : axis.source};
@@ -72,13 +73,6 @@ SCRD_HOST_DEVICE inline int64_t band_limit(const Axis& axis) {
   const double step = static_cast<double>(axis.source - 1) / static_cast<double>(axis.target - 1);
   const int64_t limit = static_cast<int64_t>(step * static_cast<double>(window)) + 3;
   return limit < axis.source ? limit : axis.source;
-}
-
-/// The share of source pixel `entry` in the pixel `offset` away from target pixel `place`.
-SCRD_HOST_DEVICE inline double share_of(const Axis& axis, int64_t place, int64_t offset, int64_t entry) {
-  const Between at = between(axis, folded(place + offset, axis.target, axis.mirror));
-  if (entry == at.first) return 1 - at.share;
-  return entry == at.first + 1 ? at.share : 0.0;
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -120,12 +114,6 @@ SCRD_HOST_DEVICE inline A value_of(typename KeyOf<A>::Type key) {
 SCRD_HOST_DEVICE inline int64_t count_of(double share, int64_t pixels) {
   const int64_t count = static_cast<int64_t>(ceil(share * static_cast<double>(pixels)));
   return count < pixels ? count : pixels;
-}
-
-/// The mean of the `count` largest: `above` of them exceed the smallest of them, `least`, and sum to `sum`.
-SCRD_HOST_DEVICE inline double mean_of_largest(double sum, int64_t above, double least, int64_t count) {
-  const double rest = count > above ? static_cast<double>(count - above) * least : 0.0;
-  return (sum + rest) / static_cast<double>(count);
 }
 
 }  // namespace SCRD_ISA

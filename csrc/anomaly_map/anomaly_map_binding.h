@@ -84,12 +84,17 @@ struct Grads {
 struct Results {
   Tensor map, mean, max, top;
 
-  Results(const Task& task, int64_t shares, bool return_map)
+  Results(const Task& task, const std::vector<double>& shares, bool return_map)
       : map(make(task, return_map ? std::vector<int64_t>{task.samples(), 1, task.height, task.width}
                                   : std::vector<int64_t>{0})),
         mean(make(task, {task.samples()})),
         max(make(task, {return_map ? task.samples() : 0})),
-        top(make(task, {task.samples(), shares})) {}
+        top(make(task, {task.samples(), static_cast<int64_t>(shares.size())})) {
+    STD_TORCH_CHECK(return_map || shares.empty(), "top needs return_map");
+    for (const double share : shares) {
+      STD_TORCH_CHECK(share > 0 && share <= 1, "top must be above 0 and at most 1");
+    }
+  }
 
  private:
   static Tensor make(const Task& task, const std::vector<int64_t>& shape) {

@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anomaly_map(const std::vector<Tensor>
                                                        const std::string& border,
                                                        const std::vector<double>& top, bool return_map) {
   const Task task(distances, weights, size, sigma, border);
-  const Results results(task, static_cast<int64_t>(top.size()), return_map);
+  const Results results(task, top, return_map);
   if (task.type() == ScalarType::Double) {
     run<double>(task, top, results);
   } else {

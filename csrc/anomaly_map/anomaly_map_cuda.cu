@@ -60,13 +60,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> anomaly_map(const std::vector<Tensor>
                                                        const std::vector<int64_t>& size, double sigma,
                                                        const std::string& border,
                                                        const std::vector<double>& top, bool return_map) {
-  STD_TORCH_CHECK(return_map || top.empty(), "top needs return_map");
   const Task task(distances, weights, size, sigma, border);
   const CudaLaunch cuda(task.distances[0]);
   check_sizes(task);
-  for (const double share : top)
-    STD_TORCH_CHECK(share > 0 && share <= 1, "top must be above 0 and at most 1");
-  const Results results(task, static_cast<int64_t>(top.size()), return_map);
+  const Results results(task, top, return_map);
   if (task.samples() > 0) {
     const auto run_type = task.type() == ScalarType::Double ? run<double> : run<float>;
     run_type(task, results, top, return_map, cuda.stream());

@@ -131,7 +131,7 @@ __device__ __forceinline__ double mean_of_top(const Pixels<A>& pixels, Extremes<
   });
   sum = block_sum(sum, shared.sums);
   const double least = static_cast<double>(value_of<A>(range.highest));
-  return mean_of_largest(static_cast<double>(sum), above, least, count);
+  return (static_cast<double>(sum) + static_cast<double>(count - above) * least) / static_cast<double>(count);
 }
 
 }  // namespace scrd::maps

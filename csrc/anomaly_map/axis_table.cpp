@@ -75,19 +75,24 @@ std::shared_ptr<const AxisTable<A>> axis_table(const Axis& axis) {
   constexpr size_t kKept = 64;
   static std::mutex mutex;
   static std::list<std::shared_ptr<const AxisTable<A>>> tables;  // the last one used first
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = std::find_if(tables.begin(), tables.end(), [&](const auto& table) {
+  const auto is_wanted = [&](const std::shared_ptr<const AxisTable<A>>& table) {
     const Axis& known = table->axis;
     return known.source == axis.source && known.target == axis.target && known.sigma == axis.sigma &&
            known.mirror == axis.mirror;
-  });
-  if (found == tables.end()) {
-    tables.push_front(std::make_shared<const AxisTable<A>>(axis));
-    if (tables.size() > kKept) tables.pop_back();
-  } else {
-    tables.splice(tables.begin(), tables, found);
+  };
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = std::find_if(tables.begin(), tables.end(), is_wanted);
+    if (found != tables.end()) {
+      tables.splice(tables.begin(), tables, found);
+      return tables.front();
+    }
   }
-  return tables.front();
+  auto made = std::make_shared<const AxisTable<A>>(axis);  // others need not wait; two may make the same
+  const std::lock_guard<std::mutex> lock(mutex);
+  tables.push_front(made);
+  if (tables.size() > kKept) tables.pop_back();
+  return made;
 }
 
 template struct AxisTable<float>;

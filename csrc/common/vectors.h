@@ -11,6 +11,9 @@
 
 #include "common/host_device.h"
 
+// Always: a copy outside would be a weak symbol, of which the linker keeps one for all instruction sets.
+#define SCRD_INLINE inline __attribute__((always_inline))
+
 namespace scrd {
 inline namespace SCRD_ISA {
 
@@ -22,22 +25,22 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float from_bits(uint32_t bits) {
+SCRD_INLINE float from_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline uint32_t to_bits(float value) {
+SCRD_INLINE uint32_t to_bits(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
-inline float widen(Half value) {
+SCRD_INLINE float widen(float value) { return value; }
+SCRD_INLINE double widen(double value) { return value; }
+SCRD_INLINE float widen(BFloat16 value) { return from_bits(uint32_t{value.bits} << 16); }
+SCRD_INLINE float widen(Half value) {
   const uint32_t magnitude = value.bits & 0x7fffu, sign = (value.bits & 0x8000u) << 16;
   if (magnitude >= 0x7c00) return from_bits(sign | 0x7f800000u | magnitude << 13);  // infinite, NaN
   // The exponents' origins differ by 112; subnormal numbers come out right too.
@@ -46,17 +49,17 @@ inline float widen(Half value) {
 
 /// Rounds to the nearest, ties to even.
 template <typename T, typename A>
-T narrow(A value) {
+SCRD_INLINE T narrow(A value) {
   return value;  // nothing to round
 }
 template <>
-inline BFloat16 narrow<BFloat16, float>(float value) {
+SCRD_INLINE BFloat16 narrow<BFloat16, float>(float value) {
   const uint32_t bits = to_bits(value);
   if (value != value) return {0x7fc0};
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 template <>
-inline Half narrow<Half, float>(float value) {
+SCRD_INLINE Half narrow<Half, float>(float value) {
   const uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
   uint32_t result = 0x7e00;  // NaN
   if (magnitude < 0x38800000) {
@@ -79,24 +82,24 @@ struct Floats {
       0xffff;  // GCC 12 warns of an uninitialised operand inside plain intrinsics
   __m512 value;
 
-  static Floats all(float x) { return {_mm512_set1_ps(x)}; }
-  static Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
-  static Floats load(const Half* from) {
+  SCRD_INLINE static Floats all(float x) { return {_mm512_set1_ps(x)}; }
+  SCRD_INLINE static Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  SCRD_INLINE static Floats load(const Half* from) {
     return {_mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
-  void store(float* to) const { _mm512_storeu_ps(to, value); }
+  SCRD_INLINE void store(float* to) const { _mm512_storeu_ps(to, value); }
 };
 
 /// Of 32 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
 /// mask.
-inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
   const __m512i words = _mm512_loadu_si512(from), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   even.value = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(Floats::kAll, words, 16));
   odd.value = _mm512_castsi512_ps(_mm512_and_si512(words, high));
 }
 
-inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
+SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
+SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm512_fmadd_ps(a.value, b.value, c.value)};
 }
 
@@ -107,24 +110,24 @@ struct Floats {
   static constexpr int kLanes = 8;
   __m256 value;
 
-  static Floats all(float x) { return {_mm256_set1_ps(x)}; }
-  static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
-  static Floats load(const Half* from) {
+  SCRD_INLINE static Floats all(float x) { return {_mm256_set1_ps(x)}; }
+  SCRD_INLINE static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  SCRD_INLINE static Floats load(const Half* from) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
-  void store(float* to) const { _mm256_storeu_ps(to, value); }
+  SCRD_INLINE void store(float* to) const { _mm256_storeu_ps(to, value); }
 };
 
 /// Of 16 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
 /// mask.
-inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   even.value = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
   odd.value = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
-inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
+SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
+SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
   return {_mm256_fmadd_ps(a.value, b.value, c.value)};
 }
 
@@ -137,21 +140,21 @@ struct Floats {
   typedef float Register __attribute__((vector_size(16)));
   Register value;
 
-  static Floats all(float x) { return {Register{x, x, x, x}}; }
+  SCRD_INLINE static Floats all(float x) { return {Register{x, x, x, x}}; }
   template <typename T>
-  static Floats load(const T* from) {
+  SCRD_INLINE static Floats load(const T* from) {
     return {Register{widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])}};
   }
-  void store(float* to) const { memcpy(to, &value, sizeof value); }
+  SCRD_INLINE void store(float* to) const { memcpy(to, &value, sizeof value); }
 };
 
-inline void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
+SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
   even.value = Floats::Register{widen(from[0]), widen(from[2]), widen(from[4]), widen(from[6])};
   odd.value = Floats::Register{widen(from[1]), widen(from[3]), widen(from[5]), widen(from[7])};
 }
 
-inline Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
-inline Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.value + c.value}; }
+SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
+SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.value + c.value}; }
 
 #endif
 
@@ -162,22 +165,22 @@ struct One {
   static constexpr int kLanes = 1;
   A value;
 
-  static One all(A x) { return {x}; }
+  SCRD_INLINE static One all(A x) { return {x}; }
   template <typename T>
-  static One load(const T* from) {
+  SCRD_INLINE static One load(const T* from) {
     return {widen(*from)};
   }
-  void store(A* to) const { *to = value; }
-  static One load_sums(const A* from) { return {*from}; }
-  void store_sums(A* to) const { *to = value; }
+  SCRD_INLINE void store(A* to) const { *to = value; }
+  SCRD_INLINE static One load_sums(const A* from) { return {*from}; }
+  SCRD_INLINE void store_sums(A* to) const { *to = value; }
 };
 
 template <typename A>
-One<A> operator+(One<A> a, One<A> b) {
+SCRD_INLINE One<A> operator+(One<A> a, One<A> b) {
   return {a.value + b.value};
 }
 template <typename A>
-One<A> multiply_add(One<A> a, One<A> b, One<A> c) {
+SCRD_INLINE One<A> multiply_add(One<A> a, One<A> b, One<A> c) {
   return {multiply_add(a.value, b.value, c.value)};
 }
 
@@ -189,46 +192,48 @@ struct Twins {
   static constexpr int kLanes = 2 * V::kLanes;
   V first, second;
 
-  static Twins all(Scalar x) { return {V::all(x), V::all(x)}; }
+  SCRD_INLINE static Twins all(Scalar x) { return {V::all(x), V::all(x)}; }
   template <typename T>
-  static Twins load(const T* from) {
+  SCRD_INLINE static Twins load(const T* from) {
     return {V::load(from), V::load(from + V::kLanes)};
   }
-  static Twins load(const BFloat16* from) {
+  SCRD_INLINE static Twins load(const BFloat16* from) {
     Twins twins;
     load_twins(from, twins.first, twins.second);
     return twins;
   }
   /// From and to numbers in the registers' order.
-  static Twins load_sums(const Scalar* from) { return {V::load(from), V::load(from + V::kLanes)}; }
-  void store_sums(Scalar* to) const {
+  SCRD_INLINE static Twins load_sums(const Scalar* from) {
+    return {V::load(from), V::load(from + V::kLanes)};
+  }
+  SCRD_INLINE void store_sums(Scalar* to) const {
     first.store(to);
     second.store(to + V::kLanes);
   }
 };
 
 template <typename V>
-void load_twins(const BFloat16* from, V& first, V& second) {
+SCRD_INLINE void load_twins(const BFloat16* from, V& first, V& second) {
   first = V::load(from);
   second = V::load(from + V::kLanes);
 }
 
 template <typename V>
-Twins<V> operator+(const Twins<V>& a, const Twins<V>& b) {
+SCRD_INLINE Twins<V> operator+(const Twins<V>& a, const Twins<V>& b) {
   return {a.first + b.first, a.second + b.second};
 }
 
 template <typename V>
-Twins<V> multiply_add(const Twins<V>& a, const Twins<V>& b, const Twins<V>& c) {
+SCRD_INLINE Twins<V> multiply_add(const Twins<V>& a, const Twins<V>& b, const Twins<V>& c) {
   return {multiply_add(a.first, b.first, c.first), multiply_add(a.second, b.second, c.second)};
 }
 
 /// Adds the upper half to the lower one, until one number is left.
 template <typename A>
-A sum_of(One<A> one) {
+SCRD_INLINE A sum_of(One<A> one) {
   return one.value;
 }
-inline float sum_of(Floats floats) {
+SCRD_INLINE float sum_of(Floats floats) {
   float lanes[Floats::kLanes];
   floats.store(lanes);
 #pragma GCC unroll 4
@@ -239,7 +244,7 @@ inline float sum_of(Floats floats) {
   return lanes[0];
 }
 template <typename V>
-typename V::Scalar sum_of(const Twins<V>& twins) {
+SCRD_INLINE typename V::Scalar sum_of(const Twins<V>& twins) {
   return sum_of(twins.first + twins.second);
 }
 

@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from tolerances import TOLERANCES
 from torch import Tensor
 
-import scrd_fast.ops  # noqa: F401  it defines the operators
+from scrd_fast.ops.anomaly_map import _reference_backward as reference_backward
 
 DTYPES = [torch.float32, torch.float64]
 Size = tuple[int, int]
@@ -227,7 +227,7 @@ def gradients(
     case: Case, grad_map: Tensor | None, grad_mean: Tensor, distances: list[Tensor], weights: Tensor | None
 ) -> list[Tensor]:
     """Those of the reference, in float64."""
-    to_distances, to_weights = torch.ops.scrd_fast.anomaly_map_backward(
+    to_distances, to_weights = reference_backward(
         None if grad_map is None else grad_map[:, None].double(), grad_mean.double(), [d.double() for d in distances],
         None if weights is None else weights.double(), list(case.size), case.sigma, case.border,
     )  # fmt: skip

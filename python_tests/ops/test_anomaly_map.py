@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scrd_fast.ops import _library, anomaly_map
 from scrd_fast.ops.anomaly_map import _reference as reference
+from scrd_fast.ops.anomaly_map import _reference_backward as reference_backward
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BACKENDS = ["native", "reference"]
@@ -108,7 +109,7 @@ def test_equals_torch_and_scipy(
 @pytest.mark.parametrize("border", ["reflect", "mirror"])
 @pytest.mark.parametrize("combine", ["add", "multiply"])
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 4.0, 7.3])
-@pytest.mark.parametrize("size", [(1, 2), (9, 33), (40, 40), (3, 150)], ids=str)
+@pytest.mark.parametrize("size", [(1, 2), (9, 33), (40, 40), (3, 150), (7, 1), (1, 1)], ids=str)
 def test_every_border_combination_and_blur(
     size: tuple[int, int], sigma: float, combine: str, border: str, backend: str
 ) -> None:
@@ -169,6 +170,56 @@ def test_opcheck(border: str, top: list[float], return_map: bool, weighted: bool
     torch.library.opcheck(torch.ops.scrd_fast.anomaly_map, arguments)
 
 
+@pytest.mark.parametrize("with_map", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_reference_of_the_gradient(weighted: bool, with_map: bool) -> None:
+    """It runs where there are no kernels; `backend="reference"` is torch's own autograd."""
+    torch.manual_seed(13)
+    distances = [torch.rand(2, *size, dtype=torch.float64, requires_grad=True) for size in ((5, 4), (1, 3))]
+    weights = torch.rand(2, 2, dtype=torch.float64, requires_grad=True) if weighted else None
+    full, mean, *_ = reference(distances, weights, [9, 7], 1.3, "mirror", [], True)
+    grad_map, grad_mean = torch.randn_like(full), torch.randn_like(mean)
+    results, grads = ([full, mean], [grad_map, grad_mean]) if with_map else ([mean], [grad_mean])
+    inputs = distances if weights is None else [*distances, weights]
+    expected = torch.autograd.grad(results, inputs, grads)
+    to_distances, to_weights = reference_backward(
+        grad_map if with_map else None, grad_mean, distances, weights, [9, 7], 1.3, "mirror"
+    )
+    found = [*to_distances, to_weights] if weighted else to_distances
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-12, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Torch would take it for zero."""
+    student = torch.randn(1, 3, 2, 2, requires_grad=True)
+    weights = torch.ones(1, 1, requires_grad=True)
+    full = anomaly_map([torch.randn(1, 3, 2, 2)], [student], weights, (5, 5)).map
+    assert full is not None
+    (slope,) = torch.autograd.grad(full.square().sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="scrd_fast::anomaly_map can be differentiated once only"):
+        torch.autograd.grad(slope.square().sum(), weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_maximum_and_largest_pixels_have_no_gradient(backend: str) -> None:
+    need(backend)
+    result = anomaly_map([X[:1]], [X[:1].clone().requires_grad_()], None, (5, 5), top=0.1, backend=backend)
+    assert result.map is not None
+    assert result.max is not None
+    assert result.top is not None
+    assert result.map.requires_grad
+    assert not result.max.requires_grad
+    assert not result.top.requires_grad
+
+
+@pytest.mark.parametrize(("top", "return_map"), [([0.0], True), ([2.0], True), ([float("nan")], True), ([0.1], False)])
+def test_the_operator_itself_protects_its_memory(top: list[float], return_map: bool) -> None:
+    need("native")
+    with pytest.raises(RuntimeError, match="top"):
+        torch.ops.scrd_fast.anomaly_map([torch.rand(1, 2, 2)], None, [4, 4], 1.0, "reflect", top, return_map)
+
+
 def test_autocast_does_not_lower_the_precision() -> None:
     torch.manual_seed(8)
     teacher, student = torch.randn(2, 8, 16, 16), torch.randn(2, 8, 16, 16, requires_grad=True)
@@ -183,9 +234,10 @@ def test_autocast_does_not_lower_the_precision() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic: bool) -> None:
     teacher, student = [torch.randn(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]
-    compiled = torch.compile(anomaly_map, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(anomaly_map, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     expected = anomaly_map(teacher, student, None, (16, 16), top=0.1)
     for a, b in zip(compiled(teacher, student, None, (16, 16), top=0.1), expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -373,6 +425,9 @@ X = torch.ones(2, 3, 4, 4)
         (([X], [X], None, (8, 8)), {"top": (0.1, 1.5)}, ValueError, "top must be a share of the pixels.*got 1.5"),
         (([X], [X], None, (2**15, 2**15)), {}, ValueError, r"size must have fewer than 2\^30 pixels"),
         (([X], [X], None, (8, 8)), {"eps": 0.0}, ValueError, "eps must be greater than 0"),
+        (([X], [None], None, (8, 8)), {}, TypeError, r"student\[0\] must be a tensor, got NoneType"),
+        (([X], [X], None, (8.5, 8)), {}, TypeError, r"size must be two integers \(height, width\), got \(8.5, 8\)"),
+        (([X], [X], [[1.0], [1.0]], (8, 8)), {}, TypeError, "weights must be a tensor or None, got list"),
         (([X], [X], torch.ones(2, 2), (8, 8)), {}, ValueError, r"weights must be \[2, 1\]"),
         (([X], [X], torch.ones(2, 1).long(), (8, 8)), {}, TypeError, "weights must be floating-point"),
         (([X], [X], torch.ones(2, 1), (8, 8)), {"combine": "multiply"}, ValueError, "weights must be None"),

@@ -10,6 +10,7 @@ from tolerances import TOLERANCES
 from torch import Tensor
 
 from scrd_fast.ops import _library, cosine_distances
+from scrd_fast.ops.cosine_distances import _reference_backward
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BACKENDS = ["native", "reference"]
@@ -141,6 +142,49 @@ def test_gradients_equal_those_of_torch(dtype: torch.dtype, layout: str, device:
         torch.testing.assert_close(f.double(), e, rtol=rounding, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("teacher_grad", [True, False])
+def test_the_reference_of_the_gradient(teacher_grad: bool, layout: str) -> None:
+    """It runs where there are no kernels; `backend="reference"` is torch's own autograd."""
+    torch.manual_seed(8)
+    pairs = [made((2, 3, 4, 5), layout, torch.float64), made((3, 7, 1, 2), layout, torch.float64)]
+    teacher, student = ([x.detach().requires_grad_() for x in side] for side in zip(*pairs, strict=True))
+    distances = [1 - F.cosine_similarity(t, s, dim=1) for t, s in zip(teacher, student, strict=True)]
+    grads = [torch.randn_like(d) for d in distances]
+    expected = torch.autograd.grad(distances, [*teacher, *student], grads)
+    to_teacher, to_student = _reference_backward(grads, teacher, student, 1e-8, teacher_grad)
+    assert len(to_teacher) == (2 if teacher_grad else 0)
+    for found, right in zip([*to_teacher, *to_student], expected[0 if teacher_grad else 2 :], strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("every_second", [False, True])
+def test_a_samples_gradient_has_the_same_bits_in_any_batch(every_second: bool) -> None:
+    """Channels-last too, where the images of a batch lie apart."""
+    need("native", "cpu")
+    torch.manual_seed(9)
+    teacher, student = (x.contiguous(memory_format=torch.channels_last) for x in torch.randn(2, 6, 19, 7, 5))
+    if every_second:
+        teacher, student = teacher[::2], student[::2]
+    backward = torch.ops.scrd_fast.cosine_distances_backward
+    grads = torch.randn(teacher.shape[0], 7, 5)
+    whole = backward([grads], [teacher], [student], 1e-8, True)
+    for n in range(teacher.shape[0]):
+        part = slice(n, n + 1)
+        alone = backward([grads[part]], [teacher[part]], [student[part]], 1e-8, True)
+        for of_whole, of_alone in zip(whole, alone, strict=True):
+            assert torch.equal(of_alone[0], of_whole[0][part])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Torch would take it for zero."""
+    student = torch.randn(1, 3, 2, 2, requires_grad=True)
+    (distance,) = cosine_distances([torch.randn(1, 3, 2, 2)], [student])
+    (slope,) = torch.autograd.grad(distance.square().sum(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="scrd_fast::cosine_distances can be differentiated once only"):
+        torch.autograd.grad(slope.square().sum(), student)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice", "mixed"])
 @pytest.mark.parametrize("teacher_grad", [True, False])
 def test_opcheck(teacher_grad: bool, layout: str) -> None:
@@ -185,13 +229,15 @@ def test_bad_values_stay_in_their_pixel(bad: float, layout: str, device: str, ba
 
 
 def test_half_precision_is_read_exactly() -> None:
-    """Every finite number of either 16-bit type against one: what the kernel reads is what torch converts."""
+    """Numbers of either 16-bit type beside a one: what the kernel reads is what torch converts."""
     need("native", "cpu")
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         every = bits.view(dtype)
         student = every[every.isfinite() & (every.float().abs() < 1e18) & (every.float().abs() > 1e-18)]
-        student = torch.stack([student, torch.ones_like(student)])[None, :, None]  # [1, 2, 1, W]
+        # Beside a partner of its own size, so that the least number turns the vector as far as the largest does.
+        size = student.float().abs().log2().floor().exp2().to(dtype)
+        student = torch.stack([student, size])[None, :, None]  # [1, 2, 1, W]
         teacher = torch.ones_like(student)
         for layout in (torch.contiguous_format, torch.channels_last):
             pair = [x.contiguous(memory_format=layout) for x in (teacher, student)]

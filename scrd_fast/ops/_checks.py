@@ -31,6 +31,9 @@ def check_same_maps(names: tuple[str, str], first: Sequence[Tensor], second: Seq
     if len(first) != len(second):
         raise ValueError(f"{a} and {b} must hold equally many maps, got {len(first)} and {len(second)}")
     for k, (x, y) in enumerate(zip(first, second, strict=True)):
+        for name, z in ((a, x), (b, y)):
+            if not isinstance(z, Tensor):
+                raise TypeError(f"{name}[{k}] must be a tensor, got {type(z).__name__}")
         if x.dim() != 4 or min(x.shape[1:]) == 0:
             raise ValueError(f"{a}[{k}] must be [N, C, H, W] with C, H, W > 0, got {list(x.shape)}")
         check_floating(f"{a}[{k}]", x)

@@ -34,6 +34,7 @@ __all__ = [
     "build_info",
     "choose",
     "define",
+    "define_backward",
     "define_triton",
     "instruction_set",
     "libraries",
@@ -129,6 +130,18 @@ def define(schema: str, reference: Callable[..., Any]) -> None:
     library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     if CHANGES_FIRST in schema:
         _tell_autograd(library, name)
+
+
+def define_backward(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define an operator that is another's gradient, and has none itself: without a word torch would take it for 0."""
+    define(schema, reference)
+    name = f"scrd_fast::{schema[: schema.index('(')]}"
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError(f"{name.removesuffix('_backward')} can be differentiated once only: its gradient has none")
+
+    torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, refuse)
 
 
 def _tell_autograd(owner: torch.library.Library, name: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scrd_fast.ops._axis_matrix import axis_matrix
 from scrd_fast.ops._checks import check_choice
-from scrd_fast.ops._library import choose, define, define_triton
+from scrd_fast.ops._library import choose, define, define_backward, define_triton
 from scrd_fast.ops.cosine_distances import check_features, cosine_distances
 
 __all__ = ["AnomalyMap", "anomaly_map"]
@@ -41,7 +41,7 @@ class AnomalyMap(NamedTuple):
 
     map: Tensor | None  # [N, 1, H, W]
     mean: Tensor  # [N]
-    max: Tensor | None  # [N], None without the map
+    max: Tensor | None  # [N], None where neither map nor `top` was asked for
     top: Tensor | None  # [N], or [N, T] for T shares; None unless `top` was given
 
 
@@ -67,8 +67,8 @@ def anomaly_map(
     not. `combine="multiply"` multiplies the upsampled scales instead (no weights then). `top=0.01` asks for the
     mean of the ceil(0.01 H W) largest pixels, `top=(0.01, 0.05)` for two such means. `return_map=False` with
     `top=None` gives the mean alone, which needs no map. Map and mean are differentiable in both feature lists and
-    the weights, max and top are not. An image's results do not depend on the rest of its batch nor on the number of
-    threads, bit for bit, but for `backend="reference"`.
+    the weights, once; max and top are not. An image's results do not depend on the rest of its batch nor on the
+    number of threads, bit for bit, but for the reference.
 
     Raises ValueError (shapes, lengths, devices, choices) or TypeError (dtypes); `UnavailableError` for a backend
     asked for by name that cannot run here.
@@ -81,7 +81,7 @@ def anomaly_map(
     (torch.Size([1, 1, 64, 64]), 4.0, 4.0)
     """
     teacher, student = list(teacher), list(student)
-    shares = [] if top is None else [top] if isinstance(top, float | int) else list(top)
+    shares = [] if top is None else list(top) if isinstance(top, Sequence) else [float(top)]
     check_features(teacher, student, eps)
     _check(teacher, weights, size, sigma, border, combine, shares)
     distances = cosine_distances(teacher, student, eps=eps, backend=backend)
@@ -96,7 +96,7 @@ def anomaly_map(
         full if return_map else None,
         mean,
         largest if keep else None,
-        None if top is None else means[:, 0] if isinstance(top, float | int) else means,
+        None if top is None else means if isinstance(top, Sequence) else means[:, 0],
     )
 
 
@@ -117,6 +117,8 @@ def _check(
 ) -> None:
     check_choice("border", border, ("reflect", "mirror"))
     check_choice("combine", combine, ("add", "multiply"))
+    if not all(isinstance(length, int | torch.SymInt) for length in size):
+        raise TypeError(f"size must be two integers (height, width), got {tuple(size)}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1, got {tuple(size)}")
     if size[0] * size[1] >= 2**30:  # kernels count in 32 bits
@@ -128,6 +130,8 @@ def _check(
             raise ValueError(f"top must be a share of the pixels, above 0 and at most 1, got {share}")
     if weights is None:
         return
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights must be a tensor or None, got {type(weights).__name__}")
     if combine == "multiply":
         raise ValueError('weights must be None with combine="multiply": a product has no weighted sum')
     expected = [teacher[0].shape[0], len(teacher)]
@@ -175,9 +179,10 @@ def _reference(
     if not return_map:
         return like.new_empty(0), full[:, 0, 0].contiguous(), like.new_empty(0), like.new_empty((full.shape[0], 0))
     pixels = full.flatten(1)
-    means = [pixels.topk(math.ceil(share * pixels.shape[1])).values.mean(1) for share in top]
+    ranked = pixels.detach()  # maximum and largest pixels have no gradient
+    means = [ranked.topk(math.ceil(share * ranked.shape[1])).values.mean(1) for share in top]
     largest = torch.stack(means, dim=1) if top else like.new_empty((pixels.shape[0], 0))
-    return full[:, None].contiguous(), pixels.mean(1), pixels.amax(1), largest
+    return full[:, None].contiguous(), pixels.mean(1), ranked.amax(1), largest
 
 
 def _reference_backward(
@@ -247,8 +252,7 @@ def _backward(ctx: Any, grad_map: Tensor, grad_mean: Tensor, *_: Any) -> tuple[A
 
 
 define(SCHEMA, _reference)
-define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::anomaly_map", _fake)
-torch.library.register_fake("scrd_fast::anomaly_map_backward", _fake_backward)
+define_backward(BACKWARD_SCHEMA, _reference_backward, _fake_backward)
 torch.library.register_autograd("scrd_fast::anomaly_map", _backward, setup_context=_setup_context)
 define_triton(SCHEMA, _fake, _backward, _setup_context)

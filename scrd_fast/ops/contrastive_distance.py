@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
 from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
-from scrd_fast.ops._library import choose, define
+from scrd_fast.ops._library import choose, define, define_backward
 
 __all__ = ["contrastive_distance"]
 
@@ -147,7 +147,6 @@ def _backward(ctx: Any, grad_clean: Tensor, grad_noisy: Tensor) -> tuple[Any, ..
 
 
 define(SCHEMA, _reference)
-define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::contrastive_distance", _fake)
-torch.library.register_fake("scrd_fast::contrastive_distance_backward", _fake_backward)
+define_backward(BACKWARD_SCHEMA, _reference_backward, _fake_backward)
 torch.library.register_autograd("scrd_fast::contrastive_distance", _backward, setup_context=_setup_context)

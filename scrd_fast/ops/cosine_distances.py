@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
 from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
-from scrd_fast.ops._library import choose, define, define_triton
+from scrd_fast.ops._library import choose, define, define_backward, define_triton
 
 __all__ = ["cosine_distances"]
 
@@ -35,11 +35,12 @@ def cosine_distances(
     eps: float = 1e-8,
     backend: str = "auto",
 ) -> list[Tensor]:  # K maps [N, H_k, W_k]
-    """The cosine distance of two features over channels, between 0 and 2, for each pixel of each scale.
+    """The cosine distance of two features over channels, 0 to 2 up to rounding, for each pixel of each scale.
 
     Features are float32, float16, bfloat16 (sums in float32, distances float32) or float64 (distances float64),
     contiguous or channels-last without a copy. A zero vector is at distance 1 from everything. Differentiable in
-    both lists. An image's distances do not depend on the rest of its batch nor on the number of threads, bit for bit.
+    both lists, once. An image's distances do not depend on the rest of its batch nor on the number of threads, bit for
+    bit, but for the reference.
 
     Raises ValueError (shapes, lengths, devices, eps) or TypeError (dtypes); `UnavailableError` for a backend asked for
     by name that cannot run here.
@@ -73,8 +74,9 @@ def _reference(teacher: list[Tensor], student: list[Tensor], eps: float) -> list
 
 
 def _gradient_format(x: Tensor, y: Tensor) -> torch.memory_format:
-    """Of both gradients of a pair: channels-last where both features are."""
-    both = all(z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous() for z in (x, y))
+    """Of both gradients of a pair: channels-last where both features are, however far apart their images lie."""
+    first = (x[:1], y[:1])
+    both = all(z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous() for z in first)
     return torch.channels_last if both else torch.contiguous_format
 
 
@@ -128,8 +130,7 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
 
 
 define(SCHEMA, _reference)
-define(BACKWARD_SCHEMA, _reference_backward)
 torch.library.register_fake("scrd_fast::cosine_distances", _fake)
-torch.library.register_fake("scrd_fast::cosine_distances_backward", _fake_backward)
+define_backward(BACKWARD_SCHEMA, _reference_backward, _fake_backward)
 torch.library.register_autograd("scrd_fast::cosine_distances", _backward, setup_context=_setup_context)
 define_triton(SCHEMA, _fake, _backward, _setup_context)
