@@ -6,7 +6,7 @@ NEWER := .venv-newer
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
-CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/emulation/*.h python_tests/emulation/*.cpp)
+CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/*/*.h python_tests/*/*.cpp)
 
 .PHONY: help install test test-newer-torch lint format demo bench clean
 
