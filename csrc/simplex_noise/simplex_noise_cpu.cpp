@@ -65,9 +65,11 @@ void fill(const std::vector<SeedState>& seeds, const Volume& volume, Variant var
     const int64_t first = task % blocks * kLanes, n = task / blocks * kGroup;
     const int count = static_cast<int>(std::min<int64_t>(kGroup, samples - n));
     Points points;
+    const SeedState* group[kGroup];
+    for (int s = 0; s < count; ++s) group[s] = &seeds[static_cast<size_t>(n + s)];
     alignas(64) float values[kGroup][kLanes];
     locate_points(volume, first, points);
-    kernel(points, seeds.data() + n, count, fractal, values);
+    kernel(points, group, count, fractal, values);
     const int64_t lanes = std::min<int64_t>(kLanes, elements - first);
     for (int s = 0; s < count; ++s) std::copy_n(values[s], lanes, out + (n + s) * elements + first);
   });

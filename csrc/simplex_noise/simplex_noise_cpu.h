@@ -29,8 +29,8 @@ struct SeedState {
 };
 
 /// Writes out[s][lane], for up to kGroup seeds.
-using NoiseKernel = void (*)(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
-                             float (*out)[kLanes]);
+using NoiseKernel = void (*)(const Points& points, const SeedState* const* seeds, int count,
+                             const Fractal& fractal, float (*out)[kLanes]);
 
 struct CpuKernels {
   NoiseKernel opensimplex, hashed;

@@ -219,7 +219,7 @@ void add_hashed_gradients(const SeedState& seed, const HashedGeometry& geometry,
 
 /// `find(frequency, amplitude, geometry)` and `add(seed, geometry, sum)` for every octave.
 template <typename Geometry, typename Find, typename Add>
-void sum_octaves(const SeedState* seeds, int count, const Fractal& fractal, float (*out)[kLanes],
+void sum_octaves(const SeedState* const* seeds, int count, const Fractal& fractal, float (*out)[kLanes],
                  const Find& find, const Add& add) {
   Geometry geometry;
   for (int s = 0; s < count; ++s) {
@@ -228,13 +228,13 @@ void sum_octaves(const SeedState* seeds, int count, const Fractal& fractal, floa
   double amplitude = 1, frequency = fractal.frequency;
   for (int64_t octave = 0; octave < fractal.octaves; ++octave) {
     find(frequency, static_cast<float>(amplitude), geometry);
-    for (int s = 0; s < count; ++s) add(seeds[s], geometry, out[s]);
+    for (int s = 0; s < count; ++s) add(*seeds[s], geometry, out[s]);
     amplitude *= fractal.persistence;
     frequency *= 2;
   }
 }
 
-void opensimplex(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
+void opensimplex(const Points& points, const SeedState* const* seeds, int count, const Fractal& fractal,
                  float (*out)[kLanes]) {
   Pixels pixels;
   convert(points.x, pixels.x);
@@ -248,7 +248,7 @@ void opensimplex(const Points& points, const SeedState* seeds, int count, const 
   sum_octaves<Geometry>(seeds, count, fractal, out, find, add_gradients);
 }
 
-void hashed(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
+void hashed(const Points& points, const SeedState* const* seeds, int count, const Fractal& fractal,
             float (*out)[kLanes]) {
   const Thirds thirds = find_thirds(points);
   const auto find = [&](double frequency, float amplitude, HashedGeometry& geometry) {
