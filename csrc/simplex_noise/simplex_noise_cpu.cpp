@@ -24,8 +24,7 @@ std::vector<SeedState> prepare_seeds(const int64_t* seeds, int64_t count, Varian
     SeedState& state = states[static_cast<size_t>(n)];
     state.keys = hash_keys(seeds[n]);
     if (variant == Variant::kHashed) return;
-    build_permutation(seeds[n], state.permutation);
-    for (int i = 0; i < kEntries; ++i) state.gradient[i] = gradient_code(state.permutation[i]);
+    prepare_permutation(seeds[n], state);
   });
   return states;
 }
