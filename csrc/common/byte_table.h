@@ -20,9 +20,6 @@ constexpr int kTableLanes = 64;
 
 #if defined(__AVX512VBMI__)
 
-/// Whether a table of 256 entries is about as fast as a small one.
-constexpr bool kLargeTablesAreFast = true;
-
 using Bytes = __m512i;
 // With a mask of ones: GCC 12 warns of an uninitialised operand inside the plain intrinsics.
 constexpr __mmask64 kAllBytes = ~0ull;
@@ -83,8 +80,6 @@ class ByteTable<256> {
 
 #elif defined(__AVX2__)
 
-constexpr bool kLargeTablesAreFast = false;
-
 using Bytes = __m256i;
 
 inline Bytes load_bytes(const uint8_t* from) {
@@ -138,8 +133,6 @@ class ByteTable<256> {
 };
 
 #else
-
-constexpr bool kLargeTablesAreFast = false;
 
 using Bytes = uint8_t;
 

@@ -46,18 +46,14 @@ inline void prepare_permutation(int64_t seed, SeedState& state) {
   for (int i = 0; i < kEntries; ++i) state.gradient[i] = gradient_halves(state.permutation[i]);
 }
 
-struct CpuKernels {
-  NoiseKernel opensimplex, hashed;
-};
-
 namespace baseline {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 namespace avx2 {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 namespace avx512 {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 
 /// The kernel for this CPU.
