@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One register of floats for the instruction set at hand, and the 16-bit types that are read into it.
+// One register of floats for the instruction set at hand, and the smaller types that are read into it.
 #pragma once
 
 #include <cstdint>
@@ -87,6 +87,11 @@ struct Floats {
   SCRD_INLINE static Floats load(const Half* from) {
     return {_mm512_maskz_cvtph_ps(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
   }
+  SCRD_INLINE static Floats load(const int8_t* from) {
+    const __m512i wide =
+        _mm512_maskz_cvtepi8_epi32(kAll, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return {_mm512_maskz_cvtepi32_ps(kAll, wide)};
+  }
   SCRD_INLINE void store(float* to) const { _mm512_storeu_ps(to, value); }
 };
 
@@ -114,6 +119,10 @@ struct Floats {
   SCRD_INLINE static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
   SCRD_INLINE static Floats load(const Half* from) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  SCRD_INLINE static Floats load(const int8_t* from) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return {_mm256_cvtepi32_ps(wide)};
   }
   SCRD_INLINE void store(float* to) const { _mm256_storeu_ps(to, value); }
 };
@@ -144,6 +153,13 @@ struct Floats {
   template <typename T>
   SCRD_INLINE static Floats load(const T* from) {
     return {Register{widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])}};
+  }
+  SCRD_INLINE static Floats load(const int8_t* from) {
+    typedef int8_t Narrow __attribute__((vector_size(4)));
+    typedef int32_t Wide __attribute__((vector_size(16)));
+    Narrow narrow;
+    memcpy(&narrow, from, sizeof narrow);
+    return {__builtin_convertvector(__builtin_convertvector(narrow, Wide), Register)};
   }
   SCRD_INLINE void store(float* to) const { memcpy(to, &value, sizeof value); }
 };

@@ -12,8 +12,7 @@
 namespace scrd::simplex {
 
 NoiseKernel noise_kernel(Variant variant) {
-  const CpuKernels& kernels = SCRD_CHOOSE_ISA(kernels);
-  return variant == Variant::kHashed ? kernels.hashed : kernels.opensimplex;
+  return variant == Variant::kHashed ? SCRD_CHOOSE_ISA(hashed_kernel) : SCRD_CHOOSE_ISA(opensimplex_kernel);
 }
 
 std::vector<SeedState> prepare_seeds(const int64_t* seeds, int64_t count, Variant variant) {
@@ -24,32 +23,58 @@ std::vector<SeedState> prepare_seeds(const int64_t* seeds, int64_t count, Varian
     SeedState& state = states[static_cast<size_t>(n)];
     state.keys = hash_keys(seeds[n]);
     if (variant == Variant::kHashed) return;
-    build_permutation(seeds[n], state.permutation);
-    for (int i = 0; i < kEntries; ++i) state.gradient[i] = gradient_code(state.permutation[i]);
+    prepare_permutation(seeds[n], state);
   });
   return states;
 }
 
 namespace {
 
+constexpr int kSide = 8;  // of a square of kLanes points
+
 struct Volume {
   int64_t depth, height, width;
+
+  int64_t elements() const { return depth * height * width; }
+  /// Whether blocks are squares: their points have more lattice points in common than those of rows.
+  bool in_squares() const { return height % kSide == 0 && width % kSide == 0; }
 };
 
-/// The points first ... first + kLanes - 1 of a volume; lanes beyond its end repeat the start of the next.
-void locate_points(const Volume& volume, int64_t first, Points& points) {
-  int64_t w = first % volume.width, h = first / volume.width % volume.height,
-          d = first / volume.width / volume.height;
+/// Where a block's points lie: runs of elements that are neighbours in memory.
+struct Block {
+  int64_t w, h, d;  // first point
+  int run, lanes;
+  int64_t first, stride;  // first element, and from one run to the next
+};
+
+Block find_block(const Volume& volume, int64_t block) {
+  const auto [depth, height, width] = volume;
+  if (volume.in_squares()) {
+    const int64_t w = block % (width / kSide) * kSide, row = block / (width / kSide) * kSide;
+    return {w, row % height, row / height, kSide, kLanes, row * width + w, width};
+  }
+  const int64_t first = block * kLanes;
+  const int lanes = static_cast<int>(std::min<int64_t>(kLanes, depth * height * width - first));
+  return {first % width, first / width % height, first / width / height, lanes, lanes, first, 0};
+}
+
+/// Lanes beyond a volume's end repeat the start of the next.
+Points locate_points(const Volume& volume, const Block& block) {
+  Points points;
+  int64_t w = block.w, h = block.h, d = block.d;
+  const int64_t left = volume.in_squares() ? block.w : 0;
+  const int64_t right = volume.in_squares() ? block.w + kSide : volume.width;
   for (int i = 0; i < kLanes; ++i) {
     points.x[i] = static_cast<int32_t>(w);
     points.y[i] = static_cast<int32_t>(h);
     points.z[i] = static_cast<int32_t>(d);
-    if (++w < volume.width) continue;
-    w = 0;
+    if (++w < right) continue;
+    w = left;
     if (++h < volume.height) continue;
     h = 0;
     ++d;
   }
+  return points;
 }
 
 /// A task is 64 points of up to kGroup samples.
@@ -57,19 +82,23 @@ void fill(const std::vector<SeedState>& seeds, const Volume& volume, Variant var
           float* out) {
   constexpr int64_t kNanosecondsPerOctave = 4;  // of one element, measured
   const NoiseKernel kernel = noise_kernel(variant);
-  const int64_t elements = volume.depth * volume.height * volume.width;
-  const int64_t samples = static_cast<int64_t>(seeds.size());
+  const int64_t elements = volume.elements(), samples = static_cast<int64_t>(seeds.size());
   const int64_t blocks = (elements + kLanes - 1) / kLanes, groups = (samples + kGroup - 1) / kGroup;
   const int64_t cost = kNanosecondsPerOctave * fractal.octaves * kLanes * std::min<int64_t>(samples, kGroup);
   parallel_for(blocks * groups, cost, [&](int64_t task) {
-    const int64_t first = task % blocks * kLanes, n = task / blocks * kGroup;
+    const int64_t n = task / blocks * kGroup;
     const int count = static_cast<int>(std::min<int64_t>(kGroup, samples - n));
-    Points points;
+    const SeedState* group[kGroup];
+    for (int s = 0; s < count; ++s) group[s] = &seeds[static_cast<size_t>(n + s)];
+    const Block block = find_block(volume, task % blocks);
     alignas(64) float values[kGroup][kLanes];
-    locate_points(volume, first, points);
-    kernel(points, seeds.data() + n, count, fractal, values);
-    const int64_t lanes = std::min<int64_t>(kLanes, elements - first);
-    for (int s = 0; s < count; ++s) std::copy_n(values[s], lanes, out + (n + s) * elements + first);
+    kernel(locate_points(volume, block), group, count, fractal, values);
+    for (int s = 0; s < count; ++s) {
+      float* to = out + (n + s) * elements + block.first;
+      for (int i = 0; i < block.lanes; i += block.run, to += block.stride) {
+        std::copy_n(values[s] + i, block.run, to);
+      }
+    }
   });
 }
 

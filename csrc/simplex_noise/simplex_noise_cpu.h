@@ -21,29 +21,39 @@ struct Points {
   alignas(64) int32_t z[kLanes];
 };
 
+/// gradient_code as two halves of a byte, each enough for tables of 16: axis and signs of x and y below, axis
+/// and sign of z above. Bit 7 is 0.
+inline uint8_t gradient_halves(int entry) {
+  const int code = gradient_code(entry);
+  return static_cast<uint8_t>((code & 15) | (code & 3) << 4 | (code & 16) << 2);
+}
+
 /// What a seed stands for, for either variant.
 struct SeedState {
-  alignas(64) uint8_t permutation[kEntries];
-  alignas(64) uint8_t gradient[kEntries];  // gradient_code of the permutation's entries
+  alignas(64) uint8_t permutation[kEntries + kLanes];  // with its beginning once more at the end
+  alignas(64) uint8_t gradient[kEntries];              // gradient_halves of the permutation's entries
   HashKeys keys;
 };
 
 /// Writes out[s][lane], for up to kGroup seeds.
-using NoiseKernel = void (*)(const Points& points, const SeedState* seeds, int count, const Fractal& fractal,
-                             float (*out)[kLanes]);
+using NoiseKernel = void (*)(const Points& points, const SeedState* const* seeds, int count,
+                             const Fractal& fractal, float (*out)[kLanes]);
 
-struct CpuKernels {
-  NoiseKernel opensimplex, hashed;
-};
+/// `state.permutation` and `state.gradient`.
+inline void prepare_permutation(int64_t seed, SeedState& state) {
+  build_permutation(seed, state.permutation);
+  for (int i = 0; i < kLanes; ++i) state.permutation[kEntries + i] = state.permutation[i];
+  for (int i = 0; i < kEntries; ++i) state.gradient[i] = gradient_halves(state.permutation[i]);
+}
 
 namespace baseline {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 namespace avx2 {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 namespace avx512 {
-extern const CpuKernels kernels;
+extern const NoiseKernel opensimplex_kernel, hashed_kernel;
 }
 
 /// The kernel for this CPU.

@@ -134,6 +134,17 @@ def test_a_sample_does_not_depend_on_its_batch(backend: str) -> None:
         assert torch.equal(batch[n : n + 1], simplex_noise(seeds[n : n + 1], (3, 13, 17), backend=backend))
 
 
+@pytest.mark.parametrize("frequency", [1 / 32, 1 / 8, 0.37, 17.3])
+def test_seeds_that_share_work_are_as_if_alone(frequency: float) -> None:
+    """Blocks of 64 points with few and with many lattice points, near to each other and, where a row ends, far away."""
+    seeds, size = torch.arange(20) * 7919, (2, 3, 1000)
+    together = simplex_noise(seeds, size, frequency=frequency, octaves=4, backend="native")
+    for n in (0, 15, 16, 19):
+        alone = simplex_noise(seeds[n : n + 1], size, frequency=frequency, octaves=4, backend="native")
+        assert torch.equal(together[n : n + 1], alone)
+    assert_published(together[:2], seeds[:2].tolist(), octaves=4, persistence=0.6, frequency=frequency)
+
+
 @pytest.fixture
 def _threads_restored() -> Iterator[None]:
     before = torch.get_num_threads()

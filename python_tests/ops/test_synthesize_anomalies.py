@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BACKENDS = ["auto", "native", "reference"]
 BOXES = torch.tensor([[0, 0, 10, 12], [5, 7, 3, 1], [19, 17, 1, 2]], dtype=torch.int32)
 SEEDS = torch.tensor([3, -5, 2**60])
+
+
+@pytest.fixture
+def _threads_restored() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def published_patch(seed: int, channels: int, height: int, width: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -203,6 +211,43 @@ def test_boxes_are_cut_at_the_border(kernel: str) -> None:
     torch.testing.assert_close(images.double(), expected, **tolerance._asdict())
     images.copy_(before[:, 1:4, 10:30, 11:30])
     assert torch.equal(whole, before)  # nothing beside the images
+
+
+def boxes_of_all_sizes() -> Tensor:
+    """For 40 images of 70 x 90 pixels: from one pixel to the whole image, thin ones, cut at every border, with many
+    that begin alike and differ in size."""
+    random = torch.Generator().manual_seed(4)
+    sizes = torch.randint(1, 30, (30, 2), generator=random)
+    corners = torch.randint(0, 41, (30, 2), generator=random)
+    special = [
+        [0, 0, 70, 90], [33, 0, 1, 90], [0, 77, 70, 1], [69, 89, 1, 1], [-5, 3, 60, 20], [-5, 60, 9, 50],
+        [-5, -7, 100, 120], [20, -7, 30, 12], [60, 3, 30, 12], [-LARGE + 40, -LARGE + 50, LARGE, LARGE],
+    ]  # fmt: skip
+    return torch.cat([torch.tensor(special), torch.cat([corners, sizes], 1)]).int()
+
+
+@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.parametrize("variant", ["opensimplex", "hashed"])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_images_that_share_work_are_as_if_alone(channels: int, variant: str) -> None:
+    torch.manual_seed(3)
+    boxes, seeds = boxes_of_all_sizes(), torch.arange(40) * 7919
+    images, order = torch.rand(40, channels, 70, 90), torch.randperm(40)
+    rest = (0.2, None, 3, 0.6, 1 / 32, variant)
+    add = choose("synthesize_anomalies_", "native", images.device, _reference_)
+    together, shuffled, alone = images.clone(), images[order], images.clone()
+    torch.set_num_threads(1)
+    add(together, boxes, seeds, *rest)
+    for n in range(40):
+        add(alone[n : n + 1], boxes[n : n + 1], seeds[n : n + 1], *rest)
+    torch.set_num_threads(3)
+    add(shuffled, boxes[order], seeds[order], *rest)
+    assert torch.equal(together, alone)
+    assert torch.equal(together[order], shuffled)
+    near = boxes[:, 0] > -LARGE // 2  # the reference makes whole boxes
+    expected = images[near]
+    _reference_(expected, boxes[near], seeds[near], *rest)
+    torch.testing.assert_close(together[near], expected, **TOLERANCES["synthesize_anomalies", torch.float32]._asdict())
 
 
 @pytest.mark.cuda

@@ -65,6 +65,9 @@ POINT_FLOPS, POINT_VERTEX_FLOPS = 6, 6 + 6 + 1 + 2 + 1 + 3
 #   integers, a vertex: 3 lattice coordinates.
 POINT_VERTEX_INTS = 3
 # Once a sample, for a vertex: 2 sums of indices; 3 loads of the permutation and 1 of the gradient; 3 multiply-adds.
+# Counted as if every vertex were looked up by itself, as GPUs do. The CPU kernel shares sums and loads between vertices
+# that are the same lattice point, or lie in one column of them, how many depends on octave and block: less is left than
+# is counted here.
 VERTEX_FLOPS, VERTEX_INTS, VERTEX_LOADS = 6, 2, 4
 
 # The hashed variant, without a table and with four vertices. Once a point:
@@ -126,7 +129,8 @@ def synthesize_work(
     variant: str = "opensimplex",
     inplace: bool = False,
 ) -> Work:
-    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size."""
+    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size, and is
+    counted as if its points were its own: the CPU kernel shares them between images."""
     patches = [simplex_work(1, (shape[1], h, w), variant=variant) for _, _, h, w in boxes]
     added = sum(shape[1] * h * w for _, _, h, w in boxes)
     pixels = added if inplace else shape[0] * shape[1] * shape[2] * shape[3]
