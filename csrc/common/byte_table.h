@@ -144,7 +144,11 @@ template <int kEntries>
 class ByteTable {
  public:
   explicit ByteTable(const uint8_t* entries) : entries_(entries) {}
-  Bytes pick(Bytes index) const { return entries_[index % kEntries]; }
+  Bytes pick(Bytes index) const {
+    unsigned place = index % kEntries;
+    asm("" : "+r"(place));  // else compilers mask indices in vectors, only to take those apart again
+    return entries_[place];
+  }
 
  private:
   const uint8_t* entries_;
@@ -156,6 +160,7 @@ class ByteTable {
 template <int kEntries, typename Byte>
 void look_up(const ByteTable<kEntries>& table, const uint8_t* indices, Byte* values) {
   constexpr int kStep = sizeof(Bytes);
+#pragma GCC unroll 8
   for (int i = 0; i < kTableLanes; i += kStep) store_bytes(values + i, table.pick(load_bytes(indices + i)));
 }
 
@@ -163,6 +168,7 @@ void look_up(const ByteTable<kEntries>& table, const uint8_t* indices, Byte* val
 template <typename Byte>
 void look_up_high(const ByteTable<16>& table, const uint8_t* indices, Byte* values) {
   constexpr int kStep = sizeof(Bytes);
+#pragma GCC unroll 8
   for (int i = 0; i < kTableLanes; i += kStep) {
     store_bytes(values + i, table.pick(high_halves(load_bytes(indices + i))));
   }

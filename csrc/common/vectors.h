@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 #include "common/host_device.h"
@@ -155,11 +157,15 @@ struct Floats {
     return {Register{widen(from[0]), widen(from[1]), widen(from[2]), widen(from[3])}};
   }
   SCRD_INLINE static Floats load(const int8_t* from) {
-    typedef int8_t Narrow __attribute__((vector_size(4)));
-    typedef int32_t Wide __attribute__((vector_size(16)));
-    Narrow narrow;
+#if defined(__SSE2__)  // compilers do not find this by themselves
+    int32_t narrow;
     memcpy(&narrow, from, sizeof narrow);
-    return {__builtin_convertvector(__builtin_convertvector(narrow, Wide), Register)};
+    const __m128i bytes = _mm_cvtsi32_si128(narrow), twice = _mm_unpacklo_epi8(bytes, bytes);
+    return {_mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(twice, twice), 24))};
+#else
+    return {Register{static_cast<float>(from[0]), static_cast<float>(from[1]), static_cast<float>(from[2]),
+                     static_cast<float>(from[3])}};
+#endif
   }
   SCRD_INLINE void store(float* to) const { memcpy(to, &value, sizeof value); }
 };

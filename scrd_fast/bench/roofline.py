@@ -129,8 +129,8 @@ def synthesize_work(
     variant: str = "opensimplex",
     inplace: bool = False,
 ) -> Work:
-    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size, and is
-    counted as if its points were its own: the CPU kernel shares them between images."""
+    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size, and
+    counts as if its points were its own: the CPU kernel shares them between images."""
     patches = [simplex_work(1, (shape[1], h, w), variant=variant) for _, _, h, w in boxes]
     added = sum(shape[1] * h * w for _, _, h, w in boxes)
     pixels = added if inplace else shape[0] * shape[1] * shape[2] * shape[3]
