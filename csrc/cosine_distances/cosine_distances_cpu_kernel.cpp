@@ -10,7 +10,8 @@
 namespace scrd::cosine::SCRD_ISA {
 namespace {
 
-constexpr int kStep = 4;  // channels at a time, in planes
+constexpr int kAhead = 1024;  // bytes that are asked for before they are needed, in rows
+constexpr int kStep = 4;      // channels at a time, in planes
 // Sums side by side, in rows: with the features they have to fit into the registers.
 constexpr int kLanes = Floats::kLanes > 8 ? 32 : 16;
 
@@ -52,6 +53,12 @@ void add_channels(const T* teacher, int64_t teacher_stride, const T* student, in
   using Lanes = Twins<typename SumsOf<T>::Vector>;
   int i = 0;
   for (; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
+    // The next channels: from plane to plane memory jumps, which processors do not foresee.
+#pragma GCC unroll 4
+    for (int c = kChannels; c < 2 * kChannels; ++c) {
+      __builtin_prefetch(teacher + i + c * teacher_stride);
+      __builtin_prefetch(student + i + c * student_stride);
+    }
     add_lanes<kChannels, Lanes>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
                                 sums.teacher + i, sums.student + i);
   }
@@ -108,7 +115,11 @@ Dots<A> sum_row(const T* teacher, const T* student, int64_t channels) {
     ss = multiply_add(s, s, ss);
   };
   int64_t c = 0;
-  for (; c + kLanes <= channels; c += kLanes) add(teacher + c, student + c);
+  for (; c + kLanes <= channels; c += kLanes) {
+    __builtin_prefetch(teacher + c + kAhead / sizeof(T));
+    __builtin_prefetch(student + c + kAhead / sizeof(T));
+    add(teacher + c, student + c);
+  }
   if (c < channels) {  // zeros for what is missing
     T last_teacher[kLanes] = {}, last_student[kLanes] = {};
     for (int i = 0; c + i < channels; ++i) {

@@ -17,7 +17,7 @@ from scrd_fast.bench.harness import Case, Contender, Schedule, quick, worst
 from scrd_fast.bench.hashed_noise import hashed_noise
 from scrd_fast.bench.remote import RemoteRunner, Worker
 from scrd_fast.bench.run import Session, chosen, variants
-from scrd_fast.bench.simplex import Batch
+from scrd_fast.bench.simplex import Batch, _InPlace
 from scrd_fast.bench.timing import Rotation
 from scrd_fast.errors import UnavailableError
 from scrd_fast.ops import _library, simplex_noise
@@ -242,3 +242,16 @@ def test_calls_in_place_are_averaged_and_start_anew() -> None:
     rotation()
     assert worst(rotation.last[0], expected, case.tolerance("opensimplex")) <= 1
     assert (rotation.last[0]() - images).abs().max() > 0.01
+
+
+def test_a_slow_call_in_place_has_no_result_of_before_its_restart() -> None:
+    """In a short turn not every set of inputs is computed again: what was there before must not be judged."""
+    calls = [_InPlace(torch.full((2,), float(n)), lambda work: work.add_(1.0)) for n in range(3)]
+    rotation = Rotation(calls)
+    for _ in calls:
+        rotation()
+    rotation.restart()
+    assert rotation.last == [None, None, None]
+    rotation()
+    assert [last is None for last in rotation.last].count(False) == 1
+    assert next(last for last in rotation.last if last is not None)().tolist() == [1.0, 1.0]

@@ -223,7 +223,8 @@ class LocalRunner:
         self._own_threads()
         tolerance = self.case.tolerance(self.contender.variant)
         self._clock.synchronize()
-        errors = [worst(a, e, tolerance) for a, e in zip(self._rotation.last, self._expected, strict=True)]
+        last = zip(self._rotation.last, self._expected, strict=True)
+        errors = [worst(a, e, tolerance) for a, e in last if a is not None]
         if self._graph is not None:  # what its last replay left behind, which was a timed one after the timing
             errors += [worst(a, e, tolerance) for a, e in zip(self._graph.results, self._expected, strict=True)]
         if self._sampled:  # before the timing, those of `open` are fresh

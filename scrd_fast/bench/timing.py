@@ -79,10 +79,12 @@ class Rotation:
         self._turn = 0
 
     def restart(self) -> None:
-        """Undo what calls in place have piled up; not timed."""
-        for call in self.calls:
+        """Undo what calls in place have piled up; not timed. What those have left behind is gone with it: a slow one
+        may not have its turn again before the check."""
+        for i, call in enumerate(self.calls):
             if (restart := getattr(call, "restart", None)) is not None:
                 restart()
+                self.last[i] = None
 
     def relieve(self, most: int) -> None:
         """Restart, with a call each, if one in place has piled up more than `most`: sums of many lose digits."""
