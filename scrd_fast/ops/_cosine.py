@@ -26,14 +26,14 @@ def _norm(x: Tensor, eps: float) -> Tensor:
 def cosine_distance(x: Tensor, y: Tensor, eps: float) -> Tensor:
     """Along dimension 1, which goes."""
     x, y = x.to(accumulator(x)), y.to(accumulator(y))
-    return 1 - ((x * y).sum(1, keepdim=True) / _norm(x, eps) / _norm(y, eps)).squeeze(1)
+    return 1 - ((x * y).sum(1, keepdim=True) / (_norm(x, eps) * _norm(y, eps))).squeeze(1)
 
 
 def cosine_distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
     """Gradient of `sum(grad * cosine_distance(x, y))` with respect to x, in x's dtype."""
     a, b = x.to(accumulator(x)), y.to(accumulator(y))
     norm_a, norm_b = _norm(a, eps), _norm(b, eps)
-    cosine = (a * b).sum(1, keepdim=True) / norm_a / norm_b
+    cosine = (a * b).sum(1, keepdim=True) / (norm_a * norm_b)
     # Below eps the norm is a constant, so its own derivative vanishes.
     shrink = torch.where(norm_a > eps, cosine / norm_a.square(), torch.zeros_like(cosine))
-    return (grad.unsqueeze(1).to(a.dtype) * (shrink * a - b / norm_a / norm_b)).to(x.dtype)
+    return (grad.unsqueeze(1).to(a.dtype) * (shrink * a - b / (norm_a * norm_b))).to(x.dtype)
