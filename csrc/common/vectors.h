@@ -255,6 +255,21 @@ template <typename A>
 SCRD_INLINE A sum_of(One<A> one) {
   return one.value;
 }
+#if defined(__AVX2__)
+SCRD_INLINE float sum_of(__m256 lanes) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+SCRD_INLINE float sum_of(Floats floats) {
+#if defined(__AVX512F__)
+  const __m256 upper = _mm512_maskz_extractf32x8_ps(0xff, floats.value, 1);
+  return sum_of(_mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, floats.value, 0), upper));
+#else
+  return sum_of(floats.value);
+#endif
+}
+#else
 SCRD_INLINE float sum_of(Floats floats) {
   float lanes[Floats::kLanes];
   floats.store(lanes);
@@ -265,6 +280,7 @@ SCRD_INLINE float sum_of(Floats floats) {
   }
   return lanes[0];
 }
+#endif
 template <typename V>
 SCRD_INLINE typename V::Scalar sum_of(const Twins<V>& twins) {
   return sum_of(twins.first + twins.second);

@@ -38,8 +38,8 @@ SCRD_HOST_DEVICE inline A norm(A squared, A eps) {
 
 /// 1 - cos. Divided by one norm after the other, whose product could underflow.
 template <typename A>
-SCRD_HOST_DEVICE inline A distance(const Dots<A>& dots, A eps) {
-  return 1 - dots.both / norm(dots.teacher, eps) / norm(dots.student, eps);
+SCRD_HOST_DEVICE inline A distance(A both, A teacher, A student, A eps) {
+  return 1 - both / norm(teacher, eps) / norm(student, eps);
 }
 
 /// The gradient of a distance with respect to one vector: `own` times that vector plus `other` times the

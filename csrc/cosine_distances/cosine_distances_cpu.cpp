@@ -29,13 +29,21 @@ const TypedKernels& kernels_for(ScalarType type) {
   }
 }
 
-/// Calls body(k, tile) for every tile of every image and scale, an image's tiles one after the other.
+/// Large tiles only where there are images enough to keep all threads busy.
+int64_t tile_of_distances(const Maps& maps) {
+  const bool few = maps.samples < 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+  return maps.rows || few ? kSmallTile : kLargeTile;
+}
+
+/// Calls body(k, tile) for every tile of every image and scale, an image's tiles one after the other;
+/// `sizes` has each scale's pixels a tile.
 template <typename Body>
-void for_each_tile(const std::vector<Maps>& scales, const Body& body) {
+void for_each_tile(const std::vector<Maps>& scales, const std::vector<int64_t>& sizes, const Body& body) {
   std::vector<int64_t> first_tile{0};
   int64_t values = 0;
-  for (const Maps& maps : scales) {
-    first_tile.push_back(first_tile.back() + (maps.pixels() + kTile - 1) / kTile);
+  for (size_t k = 0; k < scales.size(); ++k) {
+    const Maps& maps = scales[k];
+    first_tile.push_back(first_tile.back() + (maps.pixels() + sizes[k] - 1) / sizes[k]);
     values += maps.channels * maps.pixels();
   }
   const int64_t tiles = first_tile.back();
@@ -43,8 +51,8 @@ void for_each_tile(const std::vector<Maps>& scales, const Body& body) {
     const int64_t tile = task % tiles;
     size_t k = 0;
     while (first_tile[k + 1] <= tile) ++k;
-    const int64_t first = (tile - first_tile[k]) * kTile;
-    const int64_t count = std::min<int64_t>(kTile, scales[k].pixels() - first);
+    const int64_t first = (tile - first_tile[k]) * sizes[k];
+    const int64_t count = std::min(sizes[k], scales[k].pixels() - first);
     body(k, Tile{task / tiles, first, static_cast<int>(count)});
   });
 }
@@ -55,16 +63,18 @@ std::vector<Tensor> cosine_distances(const std::vector<Tensor>& teacher, const s
   std::vector<Pair> pairs;
   std::vector<Tensor> results;
   std::vector<Maps> scales;
+  std::vector<int64_t> sizes;
   std::vector<void*> outs;
   std::vector<const TypedKernels*> kernels;  // scales may differ in type
   for (size_t k = 0; k < teacher.size(); ++k) {
     pairs.emplace_back(teacher[k], student[k]);
     scales.push_back(pairs[k].maps());
+    sizes.push_back(tile_of_distances(scales[k]));
     kernels.push_back(&kernels_for(pairs[k].type()));
     results.push_back(pairs[k].allocate());
     outs.push_back(results[k].mutable_data_ptr());
   }
-  for_each_tile(scales,
+  for_each_tile(scales, sizes,
                 [&](size_t k, const Tile& tile) { kernels[k]->distances(scales[k], tile, eps, outs[k]); });
   return results;
 }
@@ -90,7 +100,8 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> cosine_distances_backward(
                       teacher_grad ? to_teacher[k].mutable_data_ptr() : nullptr,
                       to_student[k].mutable_data_ptr()});
   }
-  for_each_tile(scales,
+  const std::vector<int64_t> sizes(scales.size(), kSmallTile);
+  for_each_tile(scales, sizes,
                 [&](size_t k, const Tile& tile) { kernels[k]->gradients(scales[k], tile, eps, wanted[k]); });
   return {to_teacher, to_student};
 }

@@ -9,8 +9,10 @@
 
 namespace scrd::cosine {
 
-/// Pixels that a kernel takes at once, of one image and scale. Their sums stay in the first cache.
-constexpr int kTile = 1024;
+/// Pixels that a kernel takes at once, of one image and scale. The sums of the smaller tile stay in the first
+/// cache; the larger one has longer runs of memory, where planes are read.
+constexpr int kSmallTile = 1024;
+constexpr int kLargeTile = 4096;
 
 struct Tile {
   int64_t sample, first;
@@ -24,8 +26,9 @@ struct Gradients {
 };
 
 struct TypedKernels {
-  /// Writes the tile's part of out [samples, pixels].
+  /// Writes the tile's part of out [samples, pixels]. The result does not depend on how pixels are tiled.
   void (*distances)(const Maps& maps, const Tile& tile, double eps, void* out);
+  /// Of a small tile: the features are read twice, the second time from a cache.
   void (*gradients)(const Maps& maps, const Tile& tile, double eps, const Gradients& gradients);
 };
 

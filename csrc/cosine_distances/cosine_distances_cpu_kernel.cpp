@@ -1,25 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled once per instruction set, with SCRD_ISA as its name.
 //
-// In planes, a tile's pixels are lanes: their sums lie in three short arrays, and four channels at a time are
-// added to them. In rows, a pixel's channels are lanes: 16 or 32 sums side by side, joined in a tree. Either
-// order follows from the channels alone.
+// In planes, a tile's pixels are lanes: their sums lie in three arrays, to which channels are added. In rows,
+// a pixel's channels are lanes: 16 or 32 sums side by side, joined in a tree. Either order follows from the
+// channels alone.
+//
+// What decides the speed is in which order memory is read: processors fetch ahead of few and long streams.
+#include <initializer_list>
+
 #include "common/vectors.h"
 #include "cosine_distances/cosine_distances_cpu.h"
 
 namespace scrd::cosine::SCRD_ISA {
 namespace {
 
-constexpr int kAhead = 1024;  // bytes that are asked for before they are needed, in rows
-constexpr int kStep = 4;      // channels at a time, in planes
+constexpr int kAhead = 1024;  // bytes that are asked for before they are needed, in one stream
+constexpr int kLine = 64;     // bytes that memory gives at once
+constexpr bool kFetches = Floats::kLanes <= 8;  // wider registers have reads enough under way by themselves
+constexpr int kStep =
+    4;  // channels at a time, where planes are so large that their sums leave the first cache
+constexpr int kApart = 336;  // a pixel's sums at one place of their pages would be in each other's way
 // Sums side by side, in rows: with the features they have to fit into the registers.
 constexpr int kLanes = Floats::kLanes > 8 ? 32 : 16;
 
 template <typename A>
-struct Sums {
-  alignas(64) A both[kTile];
-  alignas(64) A teacher[kTile];
-  alignas(64) A student[kTile];
+struct alignas(64) Sums {
+  A both[kLargeTile + kApart], teacher[kLargeTile + kApart], student[kLargeTile + kApart];
 };
 
 template <typename T>
@@ -47,17 +53,44 @@ void add_lanes(const T* teacher, int64_t teacher_stride, const T* student, int64
   ss.store_sums(squared_student);
 }
 
+/// Asks for a run of each of the next channels, one run after the other: read side by side, they would be as
+/// many streams as there are channels.
+template <int kChannels, typename T>
+class Ahead {
+ public:
+  Ahead(const T* channels, int64_t stride, int count)
+      : next_(channels + kChannels * stride), stride_(stride), count_(count) {}
+
+  /// To be called for every `kBytes` bytes that are read of each channel.
+  template <int kBytes>
+  SCRD_INLINE void fetch() {
+#pragma GCC unroll 8
+    for (int line = 0; line < kChannels * kBytes / kLine; ++line) {
+      __builtin_prefetch(next_ + done_ + line * kLine / sizeof(T));
+    }
+    done_ += kChannels * kBytes / sizeof(T);
+    if (done_ >= count_) {
+      done_ = 0;
+      next_ += stride_;
+    }
+  }
+
+ private:
+  const T* next_;
+  int64_t stride_;
+  int count_, done_ = 0;
+};
+
 template <int kChannels, typename T, typename A>
 void add_channels(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride,
                   int count, Sums<A>& sums) {
   using Lanes = Twins<typename SumsOf<T>::Vector>;
+  Ahead<kChannels, T> of_teacher(teacher, teacher_stride, count), of_student(student, student_stride, count);
   int i = 0;
   for (; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
-    // The next channels: from plane to plane memory jumps, which processors do not foresee.
-#pragma GCC unroll 4
-    for (int c = kChannels; c < 2 * kChannels; ++c) {
-      __builtin_prefetch(teacher + i + c * teacher_stride);
-      __builtin_prefetch(student + i + c * student_stride);
+    if constexpr (kChannels > 1 && kFetches) {
+      of_teacher.template fetch<Lanes::kLanes * sizeof(T)>();
+      of_student.template fetch<Lanes::kLanes * sizeof(T)>();
     }
     add_lanes<kChannels, Lanes>(teacher + i, teacher_stride, student + i, student_stride, sums.both + i,
                                 sums.teacher + i, sums.student + i);
@@ -70,13 +103,13 @@ void add_channels(const T* teacher, int64_t teacher_stride, const T* student, in
 
 /// Puts the pixels of whole registers back in their places.
 template <typename T, typename A>
-void untangle(int count, A* sums) {
+void untangle(int count, A* values) {
   using Lanes = Twins<typename SumsOf<T>::Vector>;
   if constexpr (SumsOf<T>::kInterleaved) {
     for (int i = 0; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
       A apart[Lanes::kLanes];
-      for (int l = 0; l < Lanes::kLanes; ++l) apart[l] = sums[i + l / 2 + l % 2 * (Lanes::kLanes / 2)];
-      for (int l = 0; l < Lanes::kLanes; ++l) sums[i + l] = apart[l];
+      for (int l = 0; l < Lanes::kLanes; ++l) apart[l] = values[i + l / 2 + l % 2 * (Lanes::kLanes / 2)];
+      for (int l = 0; l < Lanes::kLanes; ++l) values[i + l] = apart[l];
     }
   }
 }
@@ -87,8 +120,10 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
   const T* teacher = at<T>(maps.teacher, maps.teacher_strides, tile.sample) + tile.first;
   const T* student = at<T>(maps.student, maps.student_strides, tile.sample) + tile.first;
   const int64_t teacher_stride = maps.teacher_strides[1], student_stride = maps.student_strides[1];
+  // Sums that stay in the first cache cost nothing: then one channel after the other, two streams in all.
+  const bool one_stream = tile.count <= kSmallTile && tile.count == maps.pixels();
   int64_t c = 0;
-  for (; c + kStep <= maps.channels; c += kStep) {
+  for (; !one_stream && c + kStep <= maps.channels; c += kStep) {
     add_channels<kStep>(teacher + c * teacher_stride, teacher_stride, student + c * student_stride,
                         student_stride, tile.count, sums);
   }
@@ -96,9 +131,6 @@ void sum_planes(const Maps& maps, const Tile& tile, Sums<A>& sums) {
     add_channels<1>(teacher + c * teacher_stride, teacher_stride, student + c * student_stride,
                     student_stride, tile.count, sums);
   }
-  untangle<T>(tile.count, sums.both);
-  untangle<T>(tile.count, sums.teacher);
-  untangle<T>(tile.count, sums.student);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -131,19 +163,37 @@ Dots<A> sum_row(const T* teacher, const T* student, int64_t channels) {
   return {sum_of(ts), sum_of(tt), sum_of(ss)};
 }
 
-/// Where a pixel's channels begin, beside the image's first.
-int64_t row_of(const int64_t* strides, int64_t width, int64_t pixel) {
-  return pixel / width * strides[2] + pixel % width * strides[3];
-}
+/// From pixel to pixel of an image, without the divisions of finding each anew.
+template <typename T>
+class Pixels {
+ public:
+  Pixels(const void* data, const int64_t* strides, const Maps& maps, const Tile& tile)
+      : at_(at<T>(data, strides, tile.sample) + tile.first / maps.width * strides[2] +
+            tile.first % maps.width * strides[3]),
+        step_(strides[3]),
+        to_next_row_(strides[2] - maps.width * strides[3]),
+        width_(maps.width),
+        left_(maps.width - tile.first % maps.width) {}
+
+  const T* channels() const { return at_; }
+  void advance() {
+    at_ += step_;
+    if (--left_ > 0) return;
+    at_ += to_next_row_;
+    left_ = width_;
+  }
+
+ private:
+  const T* at_;
+  int64_t step_, to_next_row_, width_, left_;
+};
 
 template <typename T, typename A>
 void sum_rows(const Maps& maps, const Tile& tile, Sums<A>& sums) {
-  const T* teacher = at<T>(maps.teacher, maps.teacher_strides, tile.sample);
-  const T* student = at<T>(maps.student, maps.student_strides, tile.sample);
-  for (int i = 0; i < tile.count; ++i) {
-    const Dots<A> dots =
-        sum_row<T, A>(teacher + row_of(maps.teacher_strides, maps.width, tile.first + i),
-                      student + row_of(maps.student_strides, maps.width, tile.first + i), maps.channels);
+  Pixels<T> teacher(maps.teacher, maps.teacher_strides, maps, tile);
+  Pixels<T> student(maps.student, maps.student_strides, maps, tile);
+  for (int i = 0; i < tile.count; ++i, teacher.advance(), student.advance()) {
+    const Dots<A> dots = sum_row<T, A>(teacher.channels(), student.channels(), maps.channels);
     sums.both[i] = dots.both;
     sums.teacher[i] = dots.teacher;
     sums.student[i] = dots.student;
@@ -170,8 +220,9 @@ void distances(const Maps& maps, const Tile& tile, double eps, void* out) {
   A* to = static_cast<A*>(out) + tile.sample * maps.pixels() + tile.first;
 #pragma omp simd
   for (int i = 0; i < tile.count; ++i) {
-    to[i] = distance<A>({sums.both[i], sums.teacher[i], sums.student[i]}, static_cast<A>(eps));
+    to[i] = distance(sums.both[i], sums.teacher[i], sums.student[i], static_cast<A>(eps));
   }
+  if (!maps.rows) untangle<T>(tile.count, to);
 }
 
 // -----------------------------------------------------------------------------------------------------------
@@ -179,7 +230,7 @@ void distances(const Maps& maps, const Tile& tile, double eps, void* out) {
 
 template <typename A>
 struct TileSlopes {
-  A own[kTile], other[kTile];
+  A own[kSmallTile], other[kSmallTile];
 };
 
 /// For one of the two features, `own`, whose squares are `squared`.
@@ -223,6 +274,9 @@ void gradients(const Maps& maps, const Tile& tile, double eps, const Gradients& 
   using A = typename SumsOf<T>::Vector::Scalar;
   Sums<A> sums;
   sum_tile<T>(maps, tile, sums);
+  if (!maps.rows) {
+    for (A* of : {sums.both, sums.teacher, sums.student}) untangle<T>(tile.count, of);
+  }
   const A* grads = static_cast<const A*>(wanted.grads) + tile.sample * maps.pixels() + tile.first;
   const int64_t image = tile.sample * maps.channels * maps.pixels();
   const T* teacher = static_cast<const T*>(maps.teacher) + image;

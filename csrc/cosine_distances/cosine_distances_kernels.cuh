@@ -213,7 +213,8 @@ static __global__ void __launch_bounds__(kBlock, 3) distances_kernel(Batch<A> ba
     const int64_t pixel = rows ? walk.pixel : run.number * scale.lanes * kPack + thread;
     const bool writes = rows ? thread % scale.lanes == 0 : thread < scale.lanes * kPack;
     if (writes && pixel < scale.maps.pixels()) {
-      scale.distances[run.sample * scale.maps.pixels() + pixel] = distance(joined, batch.eps);
+      const A found = distance(joined.both, joined.teacher, joined.student, batch.eps);
+      scale.distances[run.sample * scale.maps.pixels() + pixel] = found;
     }
   }
 }

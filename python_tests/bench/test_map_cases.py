@@ -43,7 +43,7 @@ def test_every_batch_dtype_and_layout_has_a_case() -> None:
         assert {"scrd_fast", "eager", "torch.compile", "torch.compile, max-autotune", "authors", "anomalib"} <= {
             c.name for c in case.contenders
         }
-        assert variants(case) == ["map", "mean", "map, mirror"]
+        assert variants(case) == ["map", "mean", "read", "map, mirror"]
         assert set(case.rivals) <= {c.name for c in case.contenders} | {"reference"}
 
 
@@ -54,6 +54,18 @@ def test_layouts_hold_the_same_features() -> None:
         assert plain.is_contiguous()
         assert last.is_contiguous(memory_format=torch.channels_last)
     assert [tuple(t.shape) for t in drawn[0].teacher] == [(3, *scale) for scale in maps.SCALES]
+
+
+def test_a_read_goes_through_all_features_and_little_else() -> None:
+    features = maps.draw(6, 1, torch.float32, "NCHW", CPU)
+    call = next(c for c in ONE.contenders if c.name == "read").build(ONE, CPU)(features)
+    assert torch.equal(call()().double(), maps._oracle(features, "read"))
+    numbers = sum(x.numel() for x in features.teacher + features.student)
+    assert numbers < features.memory.numel() < 1.01 * numbers
+    for x in features.teacher + features.student:
+        x[-1, -1, -1, -1] = 10  # of each the last is there
+        assert call()() == x[-1, -1, -1, -1].view(torch.int32)
+        x[-1, -1, -1, -1] = 0
 
 
 def test_seeds_and_images_are_told_apart(features: maps.Features) -> None:
@@ -80,7 +92,7 @@ def test_the_right_answer_is_the_operators(features: maps.Features) -> None:
 def test_the_right_answer_needs_no_scipy(features: maps.Features, monkeypatch: pytest.MonkeyPatch) -> None:
     with_scipy = features.right("reflect")
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
-    without = maps.Features(features.teacher, features.student).right("reflect")
+    without = maps.Features(features.teacher, features.student, features.memory).right("reflect")
     torch.testing.assert_close(without, with_scipy, rtol=1e-9, atol=1e-9)
 
 

@@ -161,7 +161,7 @@ def test_the_best_reader_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         left = times[runs[-1]]
         return min(left.pop(0) for _ in range(min(repeats, len(left))))
 
-    monkeypatch.setattr(roofline, "_best", best)
+    monkeypatch.setattr(roofline, "best_seconds", best)
     assert roofline._read_rate(2**24, CPU, 5) == pytest.approx(2**24 / 1.0)
     assert runs == ["slow", "good", "other", "good"]
 

@@ -92,6 +92,21 @@ def test_a_sample_has_the_same_bits_in_any_batch(dtype: torch.dtype, layout: str
         assert all(torch.equal(a, w[n : n + 1]) for a, w in zip(alone, whole, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "slice"])
+def test_large_planes_are_cut_anew_in_large_batches(layout: str, dtype: torch.dtype) -> None:
+    """Into runs of 4,096 pixels where there are images enough for all threads, else of 1,024."""
+    need("native", "cpu")
+    torch.manual_seed(8)
+    count = 2 * torch.get_num_threads()
+    teacher, student = made((count, 7, 67, 79), layout, dtype)
+    (whole,) = cosine_distances([teacher], [student], backend="native")
+    tolerance = TOLERANCES["cosine_distances", dtype]._asdict()
+    torch.testing.assert_close(whole.double(), independent(teacher, student), **tolerance)
+    (alone,) = cosine_distances([teacher[1:2]], [student[1:2]], backend="native")
+    assert torch.equal(alone, whole[1:2])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_the_number_of_threads_changes_no_bit(layout: str) -> None:
     need("native", "cpu")

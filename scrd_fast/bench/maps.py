@@ -2,13 +2,14 @@
 """Cases of `anomaly_map`: the features of a wide_resnet50_2 at 256 pixels, and who makes maps and scores of them.
 
 Variants: `map` is the map with its mean, maximum and mean of the largest 5 %; `mean` is the mean of the map alone,
-for which no map is needed; `map, mirror` is `map` with the other border, for rivals that have no choice.
+for which no map is needed; `map, mirror` is `map` with the other border, for rivals that have no choice; `read` is
+nothing but a read of the same memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,18 @@ from torch import Tensor
 
 from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
 from scrd_fast.bench.isa import ISAS, require_native
-from scrd_fast.bench.map_rivals import SHARE, SIGMA, SIZE, anomalib, authors, compiled, eager, result
+from scrd_fast.bench.map_rivals import (
+    SHARE,
+    SIGMA,
+    SIZE,
+    anomalib,
+    authors,
+    compiled,
+    eager,
+    largest_word,
+    read,
+    result,
+)
 from scrd_fast.bench.roofline import Work, map_work
 from scrd_fast.ops._axis_matrix import axis_matrix
 
@@ -32,10 +44,10 @@ Build = Callable[[Case, torch.device], Callable[[Any], Call]]
 
 
 class Features:
-    """Of teacher and student, at all scales, and what is right for them."""
+    """Of teacher and student, at all scales, and what is right for them. All lie in `memory`, and nothing else."""
 
-    def __init__(self, teacher: list[Tensor], student: list[Tensor]) -> None:
-        self.teacher, self.student = teacher, student
+    def __init__(self, teacher: list[Tensor], student: list[Tensor], memory: Tensor) -> None:
+        self.teacher, self.student, self.memory = teacher, student, memory
         self._right: dict[str, Tensor] = {}
         self._distances: list[list[Tensor]] = []
 
@@ -80,6 +92,8 @@ def _blurred(distances: list[Tensor], border: str) -> Tensor:
 
 
 def _oracle(inputs: Features, variant: str) -> Tensor:
+    if variant == "read":
+        return largest_word(inputs.memory).double()
     right = inputs.right("mirror" if variant == "map, mirror" else "reflect")
     return right[:, -3] if variant == "mean" else right
 
@@ -129,6 +143,7 @@ def contenders(count: int) -> tuple[Contender, ...]:
         options["on_gpu"] = count != 8
         tuned = compiled(variant, "max-autotune-no-cudagraphs")
         found.append(Contender("torch.compile, max-autotune", tuned, variant, "torch", **options))
+    found.append(Contender("read", read, "read", "torch", ours=False))
     found.append(Contender("authors", authors, "map", "scipy", ours=False))
     found.append(Contender("anomalib", anomalib, "map, mirror", "torch", environment="anomalib", ours=False))
     return tuple(found)
@@ -140,20 +155,31 @@ def draw(seed: int, count: int, dtype: torch.dtype, layout: str, device: torch.d
     generator = torch.Generator().manual_seed(seed)
     channels, rows, columns = LAYOUTS[layout]
     teacher, student = [], []
+    memory, parts = _laid_out(count, dtype, device)
     for c, h, w in SCALES:
         first, other = (torch.rand((c, h, w), generator=generator).to(device) for _ in range(2))
         shares = torch.rand((count, 1, h, w), generator=generator).to(device)
         # As they lie in memory, so that nothing is copied across it.
         first, other = (x.movedim(0, channels).contiguous() for x in (first, other))
         shares = shares.movedim(1, 1 + channels)
-        t, s = (torch.empty((count, *first.shape), dtype=dtype, device=device) for _ in range(2))
+        t, s = (next(parts)[: count * c * h * w].view(count, *first.shape) for _ in range(2))
         for n in range(count):
             moved = first.roll((n, n // h), (rows, columns))
             t[n] = moved
             s[n] = torch.lerp(other, moved, shares[n])
         teacher.append(t.movedim(1 + channels, 1))
         student.append(s.movedim(1 + channels, 1))
-    return Features(teacher, student)
+    return Features(teacher, student, memory)
+
+
+def _laid_out(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Iterator[Tensor]]:
+    """One memory, and its parts for teacher and student of each scale. Between two lie a page and a line, as an
+    allocator leaves them: a power of two apart they would be in each other's way in a cache."""
+    gap = 4160 // dtype.itemsize
+    sizes = [count * c * h * w + gap for c, h, w in SCALES for _ in range(2)]
+    rest = -sum(sizes) % 4096  # whole rows for every reader
+    memory = torch.zeros(sum(sizes) + rest, dtype=dtype, device=device)
+    return memory, iter(torch.split(memory, [*sizes, rest]))
 
 
 def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
@@ -161,7 +187,7 @@ def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
 
     def work(seed: int, variant: str) -> Work:
         del seed
-        return map_work(count, SCALES, SIZE, dtype.itemsize, SIGMA, return_map=variant != "mean")
+        return map_work(count, SCALES, SIZE, dtype.itemsize, SIGMA, return_map=variant not in ("mean", "read"))
 
     return Case(
         "anomaly_map",
@@ -175,7 +201,7 @@ def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
         name,
         quick=(count, dtype, layout) in QUICK,
         unit="images",
-        rivals=("torch.compile", "eager", "authors", "anomalib", "reference"),
+        rivals=("read", "torch.compile", "eager", "authors", "anomalib", "reference"),
         parts=("cosine_distances", "anomaly_map"),
         most_sets=1 if count > 8 else None,  # 0.5 or 0.9 GB: more than any cache, and much memory
         limit=LIMIT,

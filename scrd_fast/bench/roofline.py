@@ -17,6 +17,7 @@ from scrd_fast.ops._axis_matrix import axis_matrix
 __all__ = [
     "Peaks",
     "Work",
+    "best_seconds",
     "map_work",
     "mean_vertices",
     "measure_peaks",
@@ -243,14 +244,15 @@ def measure_peaks(
         source = torch.rand(size // 8, device=device)  # read and written: two times four bytes
         target = torch.empty_like(source)
         inner = max(1, min(200, 2**24 // size))
-        copies[size] = size * inner / _best(lambda t=target, s=source, i=inner: _repeat(t, s, i), device, repeats)  # type: ignore[misc]
+        run = partial(_repeat, target, source, inner)
+        copies[size] = size * inner / best_seconds(run, device, repeats)
     flops = {}
     for bits, dtype in ((32, torch.float32), (64, torch.float64)):
         n = 8192 if cuda else 1024
         a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
         tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
         try:
-            flops[bits] = 2.0 * n**3 / _best(lambda a=a, b=b: torch.mm(a, b), device, repeats)  # type: ignore[misc]
+            flops[bits] = 2.0 * n**3 / best_seconds(lambda a=a, b=b: torch.mm(a, b), device, repeats)  # type: ignore[misc]
         finally:
             torch.backends.cuda.matmul.allow_tf32 = tf32
     # What is larger than the largest is as far beyond the caches.
@@ -272,7 +274,7 @@ def _read_rate(size: int, device: torch.device, repeats: int) -> float:
             for _ in range(inner):
                 reader()
 
-        return _best(run, device, times)
+        return best_seconds(run, device, times)
 
     tried = [(seconds(reader, min(FIRST_TRIES, repeats)), reader) for reader in _readers(buffer, width)]
     tried.sort(key=lambda pair: pair[0])
@@ -316,7 +318,7 @@ def _repeat(target: torch.Tensor, source: torch.Tensor, times: int) -> None:
         target.copy_(source)
 
 
-def _best(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+def best_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats + 1):  # the first warms up; as a maximum it does no harm
         if device.type == "cuda":
