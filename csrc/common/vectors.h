@@ -75,6 +75,41 @@ SCRD_INLINE Half narrow<Half, float>(float value) {
   return {static_cast<uint16_t>(sign | result)};
 }
 
+#if defined(__AVX2__)
+
+/// A register of at most eight, where `Floats` may be larger.
+struct ShortFloats {
+  using Scalar = float;
+  static constexpr int kLanes = 8;
+  __m256 value;
+
+  SCRD_INLINE static ShortFloats all(float x) { return {_mm256_set1_ps(x)}; }
+  SCRD_INLINE static ShortFloats load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  SCRD_INLINE static ShortFloats load(const Half* from) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+  }
+  SCRD_INLINE static ShortFloats load(const int8_t* from) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return {_mm256_cvtepi32_ps(wide)};
+  }
+  SCRD_INLINE void store(float* to) const { _mm256_storeu_ps(to, value); }
+};
+
+/// Of 16 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
+/// mask.
+SCRD_INLINE void load_twins(const BFloat16* from, ShortFloats& even, ShortFloats& odd) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  even.value = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+  odd.value = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+SCRD_INLINE ShortFloats operator+(ShortFloats a, ShortFloats b) { return {a.value + b.value}; }
+SCRD_INLINE ShortFloats multiply_add(ShortFloats a, ShortFloats b, ShortFloats c) {
+  return {_mm256_fmadd_ps(a.value, b.value, c.value)};
+}
+
+#endif
+
 #if defined(__AVX512F__)
 
 struct Floats {
@@ -112,35 +147,7 @@ SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
 
 #elif defined(__AVX2__)
 
-struct Floats {
-  using Scalar = float;
-  static constexpr int kLanes = 8;
-  __m256 value;
-
-  SCRD_INLINE static Floats all(float x) { return {_mm256_set1_ps(x)}; }
-  SCRD_INLINE static Floats load(const float* from) { return {_mm256_loadu_ps(from)}; }
-  SCRD_INLINE static Floats load(const Half* from) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
-  }
-  SCRD_INLINE static Floats load(const int8_t* from) {
-    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-    return {_mm256_cvtepi32_ps(wide)};
-  }
-  SCRD_INLINE void store(float* to) const { _mm256_storeu_ps(to, value); }
-};
-
-/// Of 16 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
-/// mask.
-SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
-  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  even.value = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
-  odd.value = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-}
-
-SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
-SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
-  return {_mm256_fmadd_ps(a.value, b.value, c.value)};
-}
+using Floats = ShortFloats;
 
 #else
 
@@ -177,6 +184,8 @@ SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
 
 SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
 SCRD_INLINE Floats multiply_add(Floats a, Floats b, Floats c) { return {a.value * b.value + c.value}; }
+
+using ShortFloats = Floats;
 
 #endif
 

@@ -7,6 +7,7 @@
 //
 // What decides the speed is in which order memory is read: processors fetch ahead of few and long streams.
 #include <initializer_list>
+#include <type_traits>
 
 #include "common/vectors.h"
 #include "cosine_distances/cosine_distances_cpu.h"
@@ -16,7 +17,6 @@ namespace {
 
 constexpr int kAhead = 1024;  // bytes that are asked for before they are needed, in one stream
 constexpr int kLine = 64;     // bytes that memory gives at once
-constexpr bool kFetches = Floats::kLanes <= 8;  // wider registers have reads enough under way by themselves
 constexpr int kStep =
     4;  // channels at a time, where planes are so large that their sums leave the first cache
 constexpr int kApart = 336;  // a pixel's sums at one place of their pages would be in each other's way
@@ -35,6 +35,11 @@ const T* at(const void* data, const int64_t* strides, int64_t sample) {
 
 // -----------------------------------------------------------------------------------------------------------
 // planes
+
+/// The pixels of a step. Of 16-bit values a large register would take a whole line of memory at once, which
+/// measured a fifth slower than half a line.
+template <typename T>
+using PlaneLanes = Twins<std::conditional_t<sizeof(T) == 2, ShortFloats, typename SumsOf<T>::Vector>>;
 
 template <int kChannels, typename Lanes, typename T, typename A>
 void add_lanes(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride, A* both,
@@ -84,11 +89,12 @@ class Ahead {
 template <int kChannels, typename T, typename A>
 void add_channels(const T* teacher, int64_t teacher_stride, const T* student, int64_t student_stride,
                   int count, Sums<A>& sums) {
-  using Lanes = Twins<typename SumsOf<T>::Vector>;
+  using Lanes = PlaneLanes<T>;
   Ahead<kChannels, T> of_teacher(teacher, teacher_stride, count), of_student(student, student_stride, count);
   int i = 0;
   for (; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
-    if constexpr (kChannels > 1 && kFetches) {
+    if constexpr (kChannels > 1 &&
+                  Lanes::kLanes <= 16) {  // larger steps have reads enough under way by themselves
       of_teacher.template fetch<Lanes::kLanes * sizeof(T)>();
       of_student.template fetch<Lanes::kLanes * sizeof(T)>();
     }
@@ -104,7 +110,7 @@ void add_channels(const T* teacher, int64_t teacher_stride, const T* student, in
 /// Puts the pixels of whole registers back in their places.
 template <typename T, typename A>
 void untangle(int count, A* values) {
-  using Lanes = Twins<typename SumsOf<T>::Vector>;
+  using Lanes = PlaneLanes<T>;
   if constexpr (SumsOf<T>::kInterleaved) {
     for (int i = 0; i + Lanes::kLanes <= count; i += Lanes::kLanes) {
       A apart[Lanes::kLanes];

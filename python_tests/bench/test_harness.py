@@ -253,6 +253,18 @@ def test_a_measured_peak_has_a_margin(peak: float, status: str) -> None:
     assert row.percent == (None if status == "FAIL" else pytest.approx((2400 / peak, 0.6, 1.5)))
 
 
+def test_a_read_among_the_turns_is_a_peak() -> None:
+    """For work that only reads; what was measured before and after may have been a slower time of the machine."""
+    reads = dataclasses.replace(WORK, reads=True)
+    for others, status in ((["read"], "ok"), ([], "FAIL")):
+        rows = rows_of(*(contender(name, doubled) for name in ("scrd_fast", *others)))
+        for row, seconds in zip(rows, (2.0, 1.0), strict=False):
+            row.times["wall_warm"] = Summary(seconds, seconds, seconds, 3)
+        judge(rows, {"": reads}, {"cpu": Peaks("cpu", {64: 3.0}, {32: 1e3, 64: 1e3}, {64: 3.0})}, [])
+        assert [row.status for row in rows] == [status] * len(rows)
+        assert status == "FAIL" or rows[0].percent.bytes == pytest.approx(50)  # type: ignore[union-attr]
+
+
 def test_rates_and_ratios() -> None:
     rows = rows_of(
         *(contender(n, doubled) for n in ("scrd_fast", "reference", "opensimplex+numba", "opensimplex+numba, 1 thread"))

@@ -206,13 +206,13 @@ def chosen(case: Case, device: torch.device, short: bool) -> list[Contender]:
 def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks], rivals: Sequence[str]) -> None:
     """Rates, shares of the peak, and ratios. A row beyond the device's peak and the margin of its measurement fails:
     its time or the count is wrong."""
+    peaks = {device: _with_reads(known, rows, works) for device, known in peaks.items()}
     for row in rows:
         row.work = works[row.variant]
         if row.status != "ok":
             continue
         row.rate = row.work.samples / row.times["wall_warm"].median
-        fastest = row.times.get("device_warm", row.times["wall_warm"]).median
-        row.percent = Bound(*percent(row.work, max(fastest, 1e-12), peaks[row.device]))
+        row.percent = Bound(*percent(row.work, _fastest(row), peaks[row.device]))
         if max(row.percent) > 100 + MARGIN:
             row.drop("FAIL", f"{max(row.percent):.0f} % of the device's peak: the time or the count of work is wrong")
     for row in rows:
@@ -223,6 +223,20 @@ def judge(rows: Sequence[Row], works: dict[str, Work], peaks: dict[str, Peaks], 
             others = [r.times["wall_warm"].median for r in _rows_of(name, row.variant, rows) if r.status == "ok"]
             if others:
                 row.ratios[name] = min(others) / own
+
+
+def _fastest(row: Row) -> float:
+    return max(row.times.get("device_warm", row.times["wall_warm"]).median, 1e-12)
+
+
+def _with_reads(peaks: Peaks, rows: Sequence[Row], works: dict[str, Work]) -> Peaks:
+    """The peaks with a plain read that took turns with the others: it had the same memory at the same time."""
+    read = dict(peaks.read)
+    for row in rows:
+        if row.contender == "read" and row.status == "ok" and row.device == peaks.device:
+            size = works[row.variant].bytes
+            read[size] = max(read.get(size, 0.0), size / _fastest(row))
+    return dataclasses.replace(peaks, read=read)
 
 
 def _rows_of(rival: str, variant: str, rows: Sequence[Row]) -> list[Row]:
