@@ -93,6 +93,10 @@ struct ShortFloats {
     return {_mm256_cvtepi32_ps(wide)};
   }
   SCRD_INLINE void store(float* to) const { _mm256_storeu_ps(to, value); }
+  SCRD_INLINE void store_as(float* to) const { store(to); }
+  SCRD_INLINE void store_as(Half* to) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  }
 };
 
 /// Of 16 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
@@ -101,6 +105,20 @@ SCRD_INLINE void load_twins(const BFloat16* from, ShortFloats& even, ShortFloats
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   even.value = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
   odd.value = _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+/// Rounded to bfloat16, in the upper halves; the lower ones are not cleared.
+SCRD_INLINE __m256i round_words(__m256 value) {
+  const __m256i bits = _mm256_castps_si256(value), nan = _mm256_set1_epi32(0x7fc00000);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+  return _mm256_blendv_epi8(rounded, nan, _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q)));
+}
+SCRD_INLINE void store_twins(BFloat16* to, ShortFloats even, ShortFloats odd) {
+  const __m256i low = _mm256_srli_epi32(round_words(even.value), 16);
+  const __m256i high =
+      _mm256_and_si256(round_words(odd.value), _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_or_si256(low, high));
 }
 
 SCRD_INLINE ShortFloats operator+(ShortFloats a, ShortFloats b) { return {a.value + b.value}; }
@@ -130,6 +148,11 @@ struct Floats {
     return {_mm512_maskz_cvtepi32_ps(kAll, wide)};
   }
   SCRD_INLINE void store(float* to) const { _mm512_storeu_ps(to, value); }
+  SCRD_INLINE void store_as(float* to) const { store(to); }
+  SCRD_INLINE void store_as(Half* to) const {
+    const __m256i halves = _mm512_maskz_cvtps_ph(kAll, value, _MM_FROUND_TO_NEAREST_INT);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+  }
 };
 
 /// Of 32 numbers, those at even places and those at odd ones: a word of two is a float after a shift or a
@@ -138,6 +161,20 @@ SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
   const __m512i words = _mm512_loadu_si512(from), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   even.value = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(Floats::kAll, words, 16));
   odd.value = _mm512_castsi512_ps(_mm512_and_si512(words, high));
+}
+
+/// Rounded to bfloat16, in the upper halves; the lower ones are not cleared.
+SCRD_INLINE __m512i round_words(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value), nan = _mm512_set1_epi32(0x7fc00000);
+  const __m512i odd = _mm512_and_si512(_mm512_maskz_srli_epi32(Floats::kAll, bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), nan);
+}
+SCRD_INLINE void store_twins(BFloat16* to, Floats even, Floats odd) {
+  const __m512i low = _mm512_maskz_srli_epi32(Floats::kAll, round_words(even.value), 16);
+  const __m512i high =
+      _mm512_and_si512(round_words(odd.value), _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  _mm512_storeu_si512(to, _mm512_or_si512(low, high));
 }
 
 SCRD_INLINE Floats operator+(Floats a, Floats b) { return {a.value + b.value}; }
@@ -175,7 +212,18 @@ struct Floats {
 #endif
   }
   SCRD_INLINE void store(float* to) const { memcpy(to, &value, sizeof value); }
+  template <typename T>
+  SCRD_INLINE void store_as(T* to) const {
+    for (int i = 0; i < kLanes; ++i) to[i] = narrow<T>(value[i]);
+  }
 };
+
+SCRD_INLINE void store_twins(BFloat16* to, Floats even, Floats odd) {
+  for (int i = 0; i < Floats::kLanes; ++i) {
+    to[2 * i] = narrow<BFloat16>(even.value[i]);
+    to[2 * i + 1] = narrow<BFloat16>(odd.value[i]);
+  }
+}
 
 SCRD_INLINE void load_twins(const BFloat16* from, Floats& even, Floats& odd) {
   even.value = Floats::Register{widen(from[0]), widen(from[2]), widen(from[4]), widen(from[6])};
@@ -202,6 +250,10 @@ struct One {
     return {widen(*from)};
   }
   SCRD_INLINE void store(A* to) const { *to = value; }
+  template <typename T>
+  SCRD_INLINE void store_as(T* to) const {
+    *to = narrow<T>(value);
+  }
   SCRD_INLINE static One load_sums(const A* from) { return {*from}; }
   SCRD_INLINE void store_sums(A* to) const { *to = value; }
 };
@@ -233,6 +285,13 @@ struct Twins {
     load_twins(from, twins.first, twins.second);
     return twins;
   }
+  /// Rounded to the type, in the order of memory.
+  template <typename T>
+  SCRD_INLINE void store_as(T* to) const {
+    first.store_as(to);
+    second.store_as(to + V::kLanes);
+  }
+  SCRD_INLINE void store_as(BFloat16* to) const { store_twins(to, first, second); }
   /// From and to numbers in the registers' order.
   SCRD_INLINE static Twins load_sums(const Scalar* from) {
     return {V::load(from), V::load(from + V::kLanes)};
@@ -247,6 +306,12 @@ template <typename V>
 SCRD_INLINE void load_twins(const BFloat16* from, V& first, V& second) {
   first = V::load(from);
   second = V::load(from + V::kLanes);
+}
+
+template <typename V>
+SCRD_INLINE void store_twins(BFloat16* to, const V& first, const V& second) {
+  first.store_as(to);
+  second.store_as(to + V::kLanes);
 }
 
 template <typename V>

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "common/layout.h"
 #include "cosine_distances/cosine_distances.h"
 
 namespace scrd::cosine {
@@ -91,21 +92,6 @@ class Pair {
     }
     STD_TORCH_CHECK(type() == student_.scalar_type(), "teacher and student must have one dtype");
     STD_TORCH_CHECK(teacher_.device() == student_.device(), "teacher and student must be on one device");
-  }
-
-  /// Of each image: channels-last and not planes, however far apart the images lie.
-  static bool is_channels_last(const Tensor& x) {
-    return x.size(0) > 0 && is_dense(x, {1, 3, 2}) && !is_dense(x, {3, 2, 1});
-  }
-
-  /// Along these axes, from the innermost to the outermost.
-  static bool is_dense(const Tensor& x, const std::vector<int>& axes) {
-    int64_t expected = 1;
-    for (const int axis : axes) {
-      if (x.size(axis) != 1 && x.stride(axis) != expected) return false;
-      expected *= x.size(axis);
-    }
-    return true;
   }
 
   void make_dense(bool rows) {

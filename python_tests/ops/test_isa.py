@@ -57,6 +57,23 @@ torch.save((_library.instruction_set(), found), sys.argv[1])
 """
 
 
+# Ragged chunks, of every type; distances and gradients.
+CONTRASTS = """
+import sys, torch
+from scrd_fast.ops import _library, contrastive_distance
+torch.manual_seed(0)
+found = {}
+for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    shapes = ((2, 37, 35, 33), (2, 70, 9, 5))
+    lists = [[torch.randn(s).to(dtype).requires_grad_() for s in shapes] for _ in "END"]
+    distances = contrastive_distance(*lists, backend=BACKEND)
+    loss = distances[0].sum() - 0.3 * distances[1].square().sum()
+    grads = torch.autograd.grad(loss, [x for some in lists for x in some])
+    found[str(dtype), "contiguous"] = [x.detach() for x in (*distances, *grads)]
+torch.save((_library.instruction_set(), found), sys.argv[1])
+"""
+
+
 def run(isa: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"SCRD_FAST_ISA": isa}
     command = [sys.executable, "-c", code, *arguments]
@@ -103,6 +120,18 @@ def test_maps_equal_the_reference(isa: str, tmp_path: Path) -> None:
             rtol, atol = (rounding, 1e-4) if gradient else (1e-5, 1e-5)
             if i == 8:  # of the weights: a sum over the whole map, of float32 terms
                 atol = 1e-5 * right.abs().max().item()
+            torch.testing.assert_close(value, right, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_contrasts_equal_the_reference(isa: str, tmp_path: Path) -> None:
+    found = results_of(isa, CONTRASTS.replace("BACKEND", "'native'"), tmp_path)
+    expected = results_of("baseline", CONTRASTS.replace("BACKEND", "'reference'"), tmp_path)
+    for key, values in found.items():
+        rounding = {"torch.float16": 2**-10, "torch.bfloat16": 2**-7}.get(key[0], 1e-5)
+        for i, (value, right) in enumerate(zip(values, expected[key], strict=True)):
+            # Gradients in the maps' type; the smallest number of float16 is 6e-8.
+            rtol, atol = (rounding, 1e-7) if i >= 2 else (1e-5, 1e-5)
             torch.testing.assert_close(value, right, rtol=rtol, atol=atol)
 
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
-from scrd_fast.ops._cosine import accumulator, cosine_distance, cosine_distance_grad
+from scrd_fast.ops._cosine import accumulator
 from scrd_fast.ops._library import choose, define, define_backward
 
 __all__ = ["contrastive_distance"]
 
-SCHEMA = "contrastive_distance(Tensor[] clean, Tensor[] noisy, Tensor[] student, float eps) -> (Tensor, Tensor)"
+# The third result is [N, K, 5], the sums <E,D>, <N,D>, <E,E>, <N,N>, <D,D>: thanks to them the backward reads once.
+SCHEMA = "contrastive_distance(Tensor[] clean, Tensor[] noisy, Tensor[] student, float eps) -> (Tensor, Tensor, Tensor)"
 BACKWARD_SCHEMA = (
-    "contrastive_distance_backward(Tensor grad_clean, Tensor grad_noisy, Tensor[] clean, Tensor[] noisy, "
+    "contrastive_distance_backward(Tensor grad_clean, Tensor grad_noisy, Tensor dots, Tensor[] clean, Tensor[] noisy, "
     "Tensor[] student, float eps, bool teacher_grad) -> (Tensor[], Tensor[], Tensor[])"
 )
 
@@ -56,8 +57,8 @@ def contrastive_distance(
     clean, student = list(clean), list(student)
     noisy_maps = [] if noisy is None else list(noisy)
     _check(clean, None if noisy is None else noisy_maps, student, eps)
-    run = choose("contrastive_distance", backend, student[0].device, _reference)
-    d_clean, d_noisy = run(clean, noisy_maps, student, eps)
+    run = choose("contrastive_distance", backend, student[0].device, _differentiable_reference)
+    d_clean, d_noisy = run(clean, noisy_maps, student, eps)[:2]
     return d_clean, None if noisy is None else d_noisy
 
 
@@ -65,56 +66,113 @@ def _check(clean: list[Tensor], noisy: list[Tensor] | None, student: list[Tensor
     check_same_maps(("student", "clean"), student, clean)
     if noisy is not None:
         check_same_maps(("student", "noisy"), student, noisy)
+    kinds = {s.dtype for s in student}
+    if torch.float64 in kinds and len(kinds) > 1:
+        raise TypeError(f"student must be float64 at every scale or at none, got {[str(s.dtype) for s in student]}")
     if not eps > 0:
         raise ValueError(f"eps must be greater than 0, got {eps}")
 
 
-def _distances(teacher: list[Tensor], student: list[Tensor], eps: float) -> Tensor:
-    return torch.stack(
-        [cosine_distance(t.flatten(1), s.flatten(1), eps) for t, s in zip(teacher, student, strict=True)], dim=1
-    )
+def _sums(x: list[Tensor], y: list[Tensor]) -> Tensor:
+    """<X, Y> for each sample and scale, [N, K]. torch's `sum` adds in a tree, its `dot` one after the other."""
+    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(x, y, strict=True)], dim=1)
 
 
-def _reference(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    d_clean = _distances(clean, student, eps)
-    return d_clean, _distances(noisy, student, eps) if noisy else d_clean.new_empty(0)
+def _norm(squared: Tensor, eps: float) -> Tensor:
+    """max(|X|, eps), of its square."""
+    least = max(eps * eps, torch.finfo(squared.dtype).tiny)  # before the root, whose derivative at 0 is infinite
+    return squared.clamp_min(least).sqrt()
 
 
-def _distance_grad(x: Tensor, y: Tensor, grad: Tensor, eps: float) -> Tensor:
-    return cosine_distance_grad(x.flatten(1), y.flatten(1), grad, eps).view(x.shape)
+def _differentiable_reference(
+    clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Widened once: its gradient is then rounded once, too.
+    clean, noisy, student = ([x.to(accumulator(x)) for x in maps] for maps in (clean, noisy, student))
+    student_squared = _sums(student, student)
+    columns, distances = [], []
+    for teacher in (clean, noisy):
+        both = _sums(teacher, student) if teacher else torch.zeros_like(student_squared)
+        squared = _sums(teacher, teacher) if teacher else torch.zeros_like(student_squared)
+        columns.append((both, squared))
+        distances.append(1 - both / _norm(squared, eps) / _norm(student_squared, eps))
+    (clean_both, clean_squared), (noisy_both, noisy_squared) = columns
+    dots = torch.stack([clean_both, noisy_both, clean_squared, noisy_squared, student_squared], dim=2)
+    return distances[0], distances[1] if noisy else distances[0].new_empty(0), dots.detach()
+
+
+def _reference(
+    clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        return _differentiable_reference(clean, noisy, student, eps)
+
+
+def _slopes(both: Tensor, squared: Tensor, other_squared: Tensor, grad: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradient with respect to a map whose square is `squared`: so many times that map, so many the other one."""
+    length, other = _norm(squared, eps), _norm(other_squared, eps)
+    cosine = both / length / other
+    # Below eps the norm is a constant, so its own derivative vanishes.
+    own = torch.where(squared.sqrt() > eps, cosine / length.square(), torch.zeros_like(cosine))
+    return grad * own, -grad / length / other
 
 
 def _reference_backward(
     grad_clean: Tensor,
     grad_noisy: Tensor,
+    dots: Tensor,
     clean: list[Tensor],
     noisy: list[Tensor],
     student: list[Tensor],
     eps: float,
     teacher_grad: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    def grads(of: list[Tensor], to: list[Tensor], grad: Tensor) -> list[Tensor]:
-        pairs = enumerate(zip(of, to, strict=True))
-        return [_distance_grad(x, y, grad[:, k], eps) for k, (x, y) in pairs]
-
-    to_student = grads(student, clean, grad_clean)
+    clean_both, noisy_both, clean_squared, noisy_squared, squared = dots.unbind(2)
+    own, from_clean = _slopes(clean_both, squared, clean_squared, grad_clean, eps)
+    terms = [(from_clean, clean)]
     if noisy:
-        pushed = grads(student, noisy, grad_noisy)
-        to_student = [pull + push for pull, push in zip(to_student, pushed, strict=True)]
+        pushed, from_noisy = _slopes(noisy_both, squared, noisy_squared, grad_noisy, eps)
+        own = own + pushed
+        terms.append((from_noisy, noisy))
+    to_student = _combined([(own, student), *terms], student)
     if not teacher_grad:
         return [], [], to_student
-    return grads(clean, student, grad_clean), grads(noisy, student[: len(noisy)], grad_noisy), to_student
+    kept, moved = _slopes(clean_both, clean_squared, squared, grad_clean, eps)
+    to_clean = _combined([(kept, clean), (moved, student)], student)
+    if not noisy:
+        return to_clean, [], to_student
+    kept, moved = _slopes(noisy_both, noisy_squared, squared, grad_noisy, eps)
+    return to_clean, _combined([(kept, noisy), (moved, student)], student), to_student
 
 
-def _fake(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor]:
-    n, dtype = student[0].shape[0], accumulator(student[0])
-    d_clean = student[0].new_empty((n, len(student)), dtype=dtype)
-    return d_clean, torch.empty_like(d_clean) if noisy else d_clean.new_empty(0)
+def _combined(terms: list[tuple[Tensor, list[Tensor]]], student: list[Tensor]) -> list[Tensor]:
+    """The sum of maps [N, C, H, W] times factors [N, K], for each scale; laid out as the student is, dense."""
+    found = []
+    for k, like in enumerate(student):
+        total = sum(factor[:, k, None, None, None] * maps[k].to(factor.dtype) for factor, maps in terms)
+        assert isinstance(total, Tensor)  # for the type checker: there is at least one term
+        found.append(total.to(like.dtype).contiguous(memory_format=_format(like)))
+    return found
+
+
+def _format(student: Tensor) -> torch.memory_format:
+    """Channels-last where the student is, however far apart its samples lie."""
+    first = student[:1]
+    rows = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    return torch.channels_last if rows else torch.contiguous_format
+
+
+def _fake(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    n, count, dtype = student[0].shape[0], len(student), accumulator(student[0])
+    d_clean = student[0].new_empty((n, count), dtype=dtype)
+    d_noisy = torch.empty_like(d_clean) if noisy else d_clean.new_empty(0)
+    return d_clean, d_noisy, d_clean.new_empty((n, count, 5))
 
 
 def _fake_backward(
     grad_clean: Tensor,
     grad_noisy: Tensor,
+    dots: Tensor,
     clean: list[Tensor],
     noisy: list[Tensor],
     student: list[Tensor],
@@ -122,24 +180,25 @@ def _fake_backward(
     teacher_grad: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     def like(maps: list[Tensor]) -> list[Tensor]:
-        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in maps]
+        return [torch.empty_like(s, memory_format=_format(s)) for s, _ in zip(student, maps, strict=False)]
 
     return (like(clean), like(noisy), like(student)) if teacher_grad else ([], [], like(student))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     clean, noisy, student, eps = inputs
-    ctx.save_for_backward(*clean, *noisy, *student)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(output[2], *clean, *noisy, *student)
     ctx.counts, ctx.eps = (len(clean), len(noisy)), eps
 
 
-def _backward(ctx: Any, grad_clean: Tensor, grad_noisy: Tensor) -> tuple[Any, ...]:
-    saved = list(ctx.saved_tensors)
+def _backward(ctx: Any, grad_clean: Tensor, grad_noisy: Tensor, _: Tensor) -> tuple[Any, ...]:
+    dots, *saved = ctx.saved_tensors
     a, b = ctx.counts[0], sum(ctx.counts)
     clean, noisy, student = saved[:a], saved[a:b], saved[b:]
     teacher_grad = any(x.requires_grad for x in clean + noisy)
     to_clean, to_noisy, to_student = torch.ops.scrd_fast.contrastive_distance_backward(
-        grad_clean, grad_noisy, clean, noisy, student, ctx.eps, teacher_grad
+        grad_clean, grad_noisy, dots, clean, noisy, student, ctx.eps, teacher_grad
     )
     if not teacher_grad:
         to_clean, to_noisy = [None] * len(clean), [None] * len(noisy)
