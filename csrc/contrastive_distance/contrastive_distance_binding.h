@@ -72,10 +72,10 @@ class Triple {
 };
 
 /// All scales of a batch.
-class Batch {
+class Inputs {
  public:
-  Batch(const std::vector<Tensor>& clean, const std::vector<Tensor>& noisy,
-        const std::vector<Tensor>& student)
+  Inputs(const std::vector<Tensor>& clean, const std::vector<Tensor>& noisy,
+         const std::vector<Tensor>& student)
       : has_noisy_(!noisy.empty()) {
     STD_TORCH_CHECK(!student.empty() && clean.size() == student.size() &&
                         (noisy.empty() || noisy.size() == student.size()),

@@ -32,62 +32,63 @@ const TypedKernels& kernels_for(ScalarType type) {
 /// Calls body(k, run, number) for every run of every sample and scale, a sample's one after the other;
 /// `number` counts them.
 template <typename Body>
-void for_each_run(const Batch& batch, const Body& body) {
+void for_each_run(const Inputs& inputs, const Body& body) {
   constexpr int64_t kNanosecondsPerRun = kChunk / 2;
   std::vector<int64_t> first_run{0};
-  for (const Maps& maps : batch.scales) first_run.push_back(first_run.back() + maps.chunks());
+  for (const Maps& maps : inputs.scales) first_run.push_back(first_run.back() + maps.chunks());
   const int64_t runs = first_run.back();
-  parallel_for(batch.samples() * runs, kNanosecondsPerRun, [&](int64_t number) {
+  parallel_for(inputs.samples() * runs, kNanosecondsPerRun, [&](int64_t number) {
     const int64_t run = number % runs;
     size_t k = 0;
     while (first_run[k + 1] <= run) ++k;
     const int64_t first = (run - first_run[k]) * kChunk;
-    const int64_t count = std::min(kChunk, batch.scales[k].values - first);
+    const int64_t count = std::min(kChunk, inputs.scales[k].values - first);
     body(k, Run{number / runs, first, count}, number);
   });
 }
 
-std::vector<const TypedKernels*> kernels_of(const Batch& batch) {
+std::vector<const TypedKernels*> kernels_of(const Inputs& inputs) {
   std::vector<const TypedKernels*> kernels;
-  for (size_t k = 0; k < batch.scales.size(); ++k) kernels.push_back(&kernels_for(batch.type(k)));
+  for (size_t k = 0; k < inputs.scales.size(); ++k) kernels.push_back(&kernels_for(inputs.type(k)));
   return kernels;
 }
 
 /// Adds up the runs of each sample and scale, one after the other.
 template <typename A>
-void finish(const Batch& batch, const std::vector<double>& sums, double eps, Tensor& d_clean, Tensor& d_noisy,
-            Tensor& dots) {
+void finish(const Inputs& inputs, const std::vector<double>& sums, double eps, Tensor& d_clean,
+            Tensor& d_noisy, Tensor& dots) {
   A *clean = d_clean.mutable_data_ptr<A>(), *noisy = d_noisy.mutable_data_ptr<A>(),
     *kept = dots.mutable_data_ptr<A>();
   const double* next = sums.data();
-  for (int64_t i = 0; i < batch.samples() * batch.count(); ++i) {
+  for (int64_t i = 0; i < inputs.samples() * inputs.count(); ++i) {
     double total[kDots] = {};
-    for (int64_t chunk = 0; chunk < batch.scales[static_cast<size_t>(i % batch.count())].chunks(); ++chunk) {
+    for (int64_t chunk = 0; chunk < inputs.scales[static_cast<size_t>(i % inputs.count())].chunks();
+         ++chunk) {
       for (int dot = 0; dot < kDots; ++dot) total[dot] += *next++;
     }
     for (int dot = 0; dot < kDots; ++dot) kept[i * kDots + dot] = static_cast<A>(total[dot]);
     clean[i] = static_cast<A>(cosine::distance(total[0], total[2], total[4], eps));
-    if (batch.has_noisy()) noisy[i] = static_cast<A>(cosine::distance(total[1], total[3], total[4], eps));
+    if (inputs.has_noisy()) noisy[i] = static_cast<A>(cosine::distance(total[1], total[3], total[4], eps));
   }
 }
 
 std::tuple<Tensor, Tensor, Tensor> contrastive_distance(const std::vector<Tensor>& clean,
                                                         const std::vector<Tensor>& noisy,
                                                         const std::vector<Tensor>& student, double eps) {
-  const Batch batch(clean, noisy, student);
-  const auto kernels = kernels_of(batch);
+  const Inputs inputs(clean, noisy, student);
+  const auto kernels = kernels_of(inputs);
   int64_t runs = 0;
-  for (const Maps& maps : batch.scales) runs += maps.chunks();
-  std::vector<double> sums(static_cast<size_t>(batch.samples() * runs * kDots));
-  for_each_run(batch, [&](size_t k, const Run& run, int64_t number) {
-    kernels[k]->sums(batch.scales[k], run, sums.data() + number * kDots);
+  for (const Maps& maps : inputs.scales) runs += maps.chunks();
+  std::vector<double> sums(static_cast<size_t>(inputs.samples() * runs * kDots));
+  for_each_run(inputs, [&](size_t k, const Run& run, int64_t number) {
+    kernels[k]->sums(inputs.scales[k], run, sums.data() + number * kDots);
   });
-  Tensor d_clean = batch.allocate_distances(), d_noisy = batch.allocate_distances(batch.has_noisy());
-  Tensor dots = batch.allocate({batch.samples(), batch.count(), kDots});
-  if (batch.accumulator() == ScalarType::Double) {
-    finish<double>(batch, sums, eps, d_clean, d_noisy, dots);
+  Tensor d_clean = inputs.allocate_distances(), d_noisy = inputs.allocate_distances(inputs.has_noisy());
+  Tensor dots = inputs.allocate({inputs.samples(), inputs.count(), kDots});
+  if (inputs.accumulator() == ScalarType::Double) {
+    finish<double>(inputs, sums, eps, d_clean, d_noisy, dots);
   } else {
-    finish<float>(batch, sums, eps, d_clean, d_noisy, dots);
+    finish<float>(inputs, sums, eps, d_clean, d_noisy, dots);
   }
   return {d_clean, d_noisy, dots};
 }
@@ -112,29 +113,29 @@ std::vector<Slopes<double>> all_slopes(const Tensor& to_clean, const Tensor& to_
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> contrastive_distance_backward(
     const Tensor& grad_clean, const Tensor& grad_noisy, const Tensor& dots, const std::vector<Tensor>& clean,
     const std::vector<Tensor>& noisy, const std::vector<Tensor>& student, double eps, bool teacher_grad) {
-  const Batch batch(clean, noisy, student);
-  const int64_t n = batch.samples(), count = batch.count();
-  const Tensor from_clean = batch.checked(grad_clean, {n, count}),
-               sums = batch.checked(dots, {n, count, kDots});
-  const Tensor from_noisy = batch.has_noisy() ? batch.checked(grad_noisy, {n, count}) : from_clean;
-  const auto slopes = batch.accumulator() == ScalarType::Double
-                          ? all_slopes<double>(from_clean, from_noisy, sums, batch.has_noisy(), eps)
-                          : all_slopes<float>(from_clean, from_noisy, sums, batch.has_noisy(), eps);
-  const auto kernels = kernels_of(batch);
+  const Inputs inputs(clean, noisy, student);
+  const int64_t n = inputs.samples(), count = inputs.count();
+  const Tensor from_clean = inputs.checked(grad_clean, {n, count}),
+               sums = inputs.checked(dots, {n, count, kDots});
+  const Tensor from_noisy = inputs.has_noisy() ? inputs.checked(grad_noisy, {n, count}) : from_clean;
+  const auto slopes = inputs.accumulator() == ScalarType::Double
+                          ? all_slopes<double>(from_clean, from_noisy, sums, inputs.has_noisy(), eps)
+                          : all_slopes<float>(from_clean, from_noisy, sums, inputs.has_noisy(), eps);
+  const auto kernels = kernels_of(inputs);
   std::vector<Tensor> to_clean, to_noisy, to_student;
   std::vector<Gradients> wanted;
   const auto add = [&](std::vector<Tensor>& to, size_t k, bool asked) -> void* {
     if (!asked) return nullptr;
-    to.push_back(batch.scale(k).allocate_gradient());
+    to.push_back(inputs.scale(k).allocate_gradient());
     return to.back().mutable_data_ptr();
   };
-  for (size_t k = 0; k < batch.scales.size(); ++k) {
-    wanted.push_back({add(to_clean, k, teacher_grad), add(to_noisy, k, teacher_grad && batch.has_noisy()),
+  for (size_t k = 0; k < inputs.scales.size(); ++k) {
+    wanted.push_back({add(to_clean, k, teacher_grad), add(to_noisy, k, teacher_grad && inputs.has_noisy()),
                       add(to_student, k, true)});
   }
-  for_each_run(batch, [&](size_t k, const Run& run, int64_t) {
+  for_each_run(inputs, [&](size_t k, const Run& run, int64_t) {
     const size_t at = static_cast<size_t>(run.sample * count) + k;
-    kernels[k]->gradients(batch.scales[k], run, slopes[at], wanted[k]);
+    kernels[k]->gradients(inputs.scales[k], run, slopes[at], wanted[k]);
   });
   return {to_clean, to_noisy, to_student};
 }

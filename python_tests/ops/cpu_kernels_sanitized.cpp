@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels of the anomaly map on random sizes and on memory of exactly their size: for
-// AddressSanitizer and UBSan. Prints the largest errors against plain loops in double. Argument: the number
-// of rounds.
+// The CPU kernels of anomaly map and contrastive distance on random sizes and on memory of exactly their
+// size: for AddressSanitizer and UBSan. Prints the largest errors against plain loops in double. Argument:
+// the number of rounds.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +12,7 @@
 
 #include "anomaly_map/axis_table.h"
 #include "common/vectors.h"
+#include "contrastive_distance/contrastive_distance_cpu.h"
 #include "cosine_distances/cosine_distances_cpu.h"
 
 namespace {
@@ -87,6 +88,43 @@ double run_distances(const scrd::cosine::TypedKernels& kernels) {
   return worst;
 }
 
+/// The largest error of the sums, as a share of the number of values, and of the gradients.
+template <typename T, typename A>
+double run_contrasts(const scrd::contrastive::TypedKernels& kernels) {
+  using namespace scrd::contrastive;
+  const int64_t samples = pick({1, 2}), values = pick({1, 15, 16, 17, 31, 32, 33, 100, 16384}),
+                gap = pick({0, 3});
+  const bool has_noisy = pick({0, 1}) == 1, teachers = pick({0, 1}) == 1;
+  const int64_t stride = values + gap, size = (samples - 1) * stride + values;
+  const std::vector<T> clean = noise<T>(size), noisy = noise<T>(size), student = noise<T>(size);
+  const Maps maps{
+      clean.data(), has_noisy ? noisy.data() : nullptr, student.data(), samples, values, stride, stride,
+      stride};
+  std::vector<T> to_clean(samples * values), to_noisy(to_clean), to_student(to_clean);
+  const Slopes<double> slopes{0.5, -0.25, 2, 1, -1, 0.125, 3};
+  const Gradients wanted{teachers ? to_clean.data() : nullptr,
+                         teachers && has_noisy ? to_noisy.data() : nullptr, to_student.data()};
+  double worst = 0;
+  for (int64_t n = 0; n < samples; ++n) {
+    double dots[kDots], right[kDots] = {};
+    kernels.sums(maps, {n, 0, values}, dots);
+    kernels.gradients(maps, {n, 0, values}, slopes, wanted);
+    for (int64_t i = 0; i < values; ++i) {
+      const double c = scrd::widen(clean[n * stride + i]), s = scrd::widen(student[n * stride + i]);
+      const double o = has_noisy ? static_cast<double>(scrd::widen(noisy[n * stride + i])) : 0.0;
+      const double terms[kDots] = {c * s, o * s, c * c, o * o, s * s};
+      for (int dot = 0; dot < kDots; ++dot) right[dot] += terms[dot];
+      const T ideal = scrd::narrow<T>(static_cast<A>(2 * s + 0.5 * c - 0.25 * o));
+      const double of = scrd::widen(to_student[n * values + i]), near = scrd::widen(ideal);
+      worst = std::max(worst, std::abs(of - near) / (std::abs(near) + 1) / (sizeof(T) == 2 ? 1000 : 1));
+    }
+    for (int dot = 0; dot < kDots; ++dot) {
+      worst = std::max(worst, std::abs(dots[dot] - right[dot]) / static_cast<double>(values));
+    }
+  }
+  return worst;
+}
+
 template <typename A>
 double run_maps(const scrd::maps::TypedKernels<A>& kernels) {
   using namespace scrd::maps;
@@ -131,15 +169,20 @@ double run_maps(const scrd::maps::TypedKernels<A>& kernels) {
 }  // namespace
 
 int main(int, char** arguments) {
-  double distances = 0, maps = 0;
+  double distances = 0, contrasts = 0, maps = 0;
   for (int round = std::atoi(arguments[1]); round > 0; --round) {
     const scrd::cosine::CpuKernels& cosine = scrd::cosine::SCRD_ISA::kernels;
     distances = std::max({distances, run_distances<float, float>(cosine.of_float),
                           run_distances<double, double>(cosine.of_double),
                           run_distances<scrd::Half, float>(cosine.of_half),
                           run_distances<scrd::BFloat16, float>(cosine.of_bfloat16)});
+    const scrd::contrastive::CpuKernels& contrastive = scrd::contrastive::SCRD_ISA::kernels;
+    contrasts = std::max({contrasts, run_contrasts<float, float>(contrastive.of_float),
+                          run_contrasts<double, double>(contrastive.of_double),
+                          run_contrasts<scrd::Half, float>(contrastive.of_half),
+                          run_contrasts<scrd::BFloat16, float>(contrastive.of_bfloat16)});
     maps = std::max({maps, run_maps<float>(scrd::maps::SCRD_ISA::kernels.of_float),
                      run_maps<double>(scrd::maps::SCRD_ISA::kernels.of_double)});
   }
-  std::printf("%g %g\n", distances, maps);
+  std::printf("%g %g %g\n", distances, contrasts, maps);
 }

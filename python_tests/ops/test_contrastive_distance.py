@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from tolerances import TOLERANCES
 from torch import Tensor
 
-from scrd_fast.errors import UnavailableError
 from scrd_fast.ops import contrastive_distance
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -302,5 +301,3 @@ def test_eps_and_backend_are_checked() -> None:
         contrastive_distance(x, None, x, eps=0)
     with pytest.raises(ValueError, match="backend must be one of"):
         contrastive_distance(x, None, x, backend="fast")
-    with pytest.raises(UnavailableError, match="Triton"):
-        contrastive_distance(x, None, x, backend="triton")

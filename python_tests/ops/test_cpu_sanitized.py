@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU kernels of the anomaly map under AddressSanitizer and UBSan, and what their memory relies on."""
+"""CPU kernels under AddressSanitizer and UBSan, and what the memory of the anomaly map's relies on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
+    "csrc/contrastive_distance/contrastive_distance_cpu_kernel.cpp",
     "csrc/cosine_distances/cosine_distances_cpu_kernel.cpp",
     "csrc/anomaly_map/anomaly_map_cpu_kernel.cpp",
     "csrc/anomaly_map/axis_table.cpp",

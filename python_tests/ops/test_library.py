@@ -126,9 +126,9 @@ def test_choose() -> None:
     assert _library.choose("simplex_noise", "reference", CPU, reference) is reference
     with pytest.raises(
         UnavailableError,
-        match=r"'triton' cannot run contrastive_distance on cpu: contrastive_distance has no Triton kernel",
+        match=r"'triton' cannot run cosine_distances_backward on cpu: cosine_distances_backward has no Triton kernel",
     ):
-        _library.choose("contrastive_distance", "triton", CPU, reference)
+        _library.choose("cosine_distances_backward", "triton", CPU, reference)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ from scrd_fast.ops import _library
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 for op in (
     "simplex_noise", "synthesize_anomalies", "synthesize_anomalies_", "cosine_distances", "anomaly_map",
-    "contrastive_distance",
+    "contrastive_distance", "contrastive_distance_backward", "cosine_distances_backward",
 ):
     print(has_kernel("scrd_fast::" + op, "CUDA"), _library.why_not(op, "native", torch.device("cuda")))
 print("scrd_fast.ops.triton" in sys.modules)
@@ -191,6 +191,6 @@ def test_triton_is_the_cuda_kernel_where_there_is_no_other(copy: Path, triton: b
     (copy / "libscrd_fast_cuda.so").unlink(missing_ok=True)
     arguments = [] if triton else ["--without"]
     *lines, imported = use(copy, STAND_IN, *arguments)
-    assert [line.split()[0] for line in lines] == [str(triton)] * 5 + ["False"]
+    assert [line.split()[0] for line in lines] == [str(triton)] * 7 + ["False"]
     assert all("libscrd_fast_cuda.so: not built" in line for line in lines)  # asked for by name it stays unavailable
     assert imported == "False"

@@ -68,6 +68,13 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             features = torch.zeros(shape, dtype=dtype).contiguous(memory_format=getattr(torch, layout))
             name = f"distances {dtype} {layout} " + ("even" if shape[1] > 5 else "odd")
             record(name, operators.cosine_distances, [features], [features], 1e-8)
+            for noisy in ([features], []):
+                dots = torch.ones(shape[0], 1, 5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+                name = f"contrast {dtype} {layout} {len(noisy)} " + ("even" if shape[1] > 5 else "odd")
+                record(name, operators.contrastive_distance, [features], noisy, [features], 1e-8)
+                name = name.replace("contrast", "gradient")
+                arguments = (dots[..., 0], dots[..., 0], dots, [features], noisy, [features], 1e-8, True)
+                record(name, operators.contrastive_distance_backward, *arguments)
 for dtype in (torch.float32, torch.float64):
     for weighted in (False, True):
         for n, size, shift in ((1, (16, 16), 0), (3, (1, 5), 0), (2, (33, 4), 1)):
@@ -113,11 +120,20 @@ def test_every_noise_kernel_compiles_once_and_without_fused_float64(tmp_path: Pa
 @pytest.mark.slow
 def test_every_map_kernel_compiles(tmp_path: Path) -> None:
     result = compiled(MAPS, tmp_path)
-    assert len(result) == 16 + 4
+    assert len(result) == 16 + 2 * 32 + 4
     for name, kernels in result.items():
         for _, _, size, _, tf32, _ in kernels:
             assert size > 1000
             assert tf32 == 0  # which would lose half of the digits
+        if name.startswith(("contrast", "gradient")):
+            assert {kernel for kernel, *_ in kernels} == (
+                {"_sums_kernel", "_join_kernel"} if name.startswith("contrast") else {"_combine_kernel"}
+            )
+            for kernel, _, _, wide, _, shuffles in kernels:
+                if kernel != "_join_kernel":
+                    assert (wide > 0) is name.endswith("even")
+                    assert shuffles == 0
+            continue
         if name.startswith("distances"):
             # Sizes of 16 are loaded 16 bytes at a time, in either layout, and are no reason to compile again.
             assert len({(kernel, key) for kernel, key, *_ in kernels}) == 1

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrd_fast.ops._checks import check_same_maps
 from scrd_fast.ops._cosine import accumulator
-from scrd_fast.ops._library import choose, define, define_backward
+from scrd_fast.ops._library import choose, define, define_backward, define_triton
 
 __all__ = ["contrastive_distance"]
 
@@ -84,21 +84,25 @@ def _norm(squared: Tensor, eps: float) -> Tensor:
     return squared.clamp_min(least).sqrt()
 
 
+def distances_of(dots: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Clean and noisy distances [N, K] from the sums [N, K, 5]."""
+    clean_both, noisy_both, clean, noisy, student = dots.unbind(2)
+    length = _norm(student, eps)
+    return 1 - clean_both / _norm(clean, eps) / length, 1 - noisy_both / _norm(noisy, eps) / length
+
+
 def _differentiable_reference(
     clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Widened once: its gradient is then rounded once, too.
     clean, noisy, student = ([x.to(accumulator(x)) for x in maps] for maps in (clean, noisy, student))
-    student_squared = _sums(student, student)
-    columns, distances = [], []
-    for teacher in (clean, noisy):
-        both = _sums(teacher, student) if teacher else torch.zeros_like(student_squared)
-        squared = _sums(teacher, teacher) if teacher else torch.zeros_like(student_squared)
-        columns.append((both, squared))
-        distances.append(1 - both / _norm(squared, eps) / _norm(student_squared, eps))
-    (clean_both, clean_squared), (noisy_both, noisy_squared) = columns
-    dots = torch.stack([clean_both, noisy_both, clean_squared, noisy_squared, student_squared], dim=2)
-    return distances[0], distances[1] if noisy else distances[0].new_empty(0), dots.detach()
+    squared = _sums(student, student)
+    none = torch.zeros_like(squared)
+    both = [_sums(teacher, student) if teacher else none for teacher in (clean, noisy)]
+    own = [_sums(teacher, teacher) if teacher else none for teacher in (clean, noisy)]
+    dots = torch.stack([*both, *own, squared], dim=2)
+    d_clean, d_noisy = distances_of(dots, eps)
+    return d_clean, d_noisy if noisy else d_clean.new_empty(0), dots.detach()
 
 
 def _reference(
@@ -117,6 +121,22 @@ def _slopes(both: Tensor, squared: Tensor, other_squared: Tensor, grad: Tensor, 
     return grad * own, -grad / length / other
 
 
+def slopes_of(dots: Tensor, grad_clean: Tensor, grad_noisy: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients as multiples of maps, [N, K, 3] each: to the student of (student, clean, noisy), to the clean and to
+    the noisy teacher of (itself, student, nothing)."""
+    clean_both, noisy_both, clean, noisy, student = dots.unbind(2)
+    pulled, from_clean = _slopes(clean_both, student, clean, grad_clean, eps)
+    pushed, from_noisy = _slopes(noisy_both, student, noisy, grad_noisy, eps)
+    none = torch.zeros_like(pulled)
+    to_clean = _slopes(clean_both, clean, student, grad_clean, eps)
+    to_noisy = _slopes(noisy_both, noisy, student, grad_noisy, eps)
+    return (
+        torch.stack([pulled + pushed, from_clean, from_noisy], dim=2),
+        torch.stack([*to_clean, none], dim=2),
+        torch.stack([*to_noisy, none], dim=2),
+    )
+
+
 def _reference_backward(
     grad_clean: Tensor,
     grad_noisy: Tensor,
@@ -127,35 +147,30 @@ def _reference_backward(
     eps: float,
     teacher_grad: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    clean_both, noisy_both, clean_squared, noisy_squared, squared = dots.unbind(2)
-    own, from_clean = _slopes(clean_both, squared, clean_squared, grad_clean, eps)
-    terms = [(from_clean, clean)]
-    if noisy:
-        pushed, from_noisy = _slopes(noisy_both, squared, noisy_squared, grad_noisy, eps)
-        own = own + pushed
-        terms.append((from_noisy, noisy))
-    to_student = _combined([(own, student), *terms], student)
+    slopes = slopes_of(dots, grad_clean, grad_noisy if noisy else torch.zeros_like(grad_clean), eps)
+    to_student = _combined(slopes[0], [student, clean, noisy], student)
     if not teacher_grad:
         return [], [], to_student
-    kept, moved = _slopes(clean_both, clean_squared, squared, grad_clean, eps)
-    to_clean = _combined([(kept, clean), (moved, student)], student)
-    if not noisy:
-        return to_clean, [], to_student
-    kept, moved = _slopes(noisy_both, noisy_squared, squared, grad_noisy, eps)
-    return to_clean, _combined([(kept, noisy), (moved, student)], student), to_student
+    to_clean, to_noisy = (
+        _combined(s, [teacher, student], student) if teacher else []
+        for s, teacher in zip(slopes[1:], (clean, noisy), strict=True)
+    )
+    return to_clean, to_noisy, to_student
 
 
-def _combined(terms: list[tuple[Tensor, list[Tensor]]], student: list[Tensor]) -> list[Tensor]:
-    """The sum of maps [N, C, H, W] times factors [N, K], for each scale; laid out as the student is, dense."""
+def _combined(factors: Tensor, maps: list[list[Tensor]], student: list[Tensor]) -> list[Tensor]:
+    """The sum of maps [N, C, H, W] times factors [N, K, 3], for each scale; laid out as the student is, dense."""
     found = []
     for k, like in enumerate(student):
-        total = sum(factor[:, k, None, None, None] * maps[k].to(factor.dtype) for factor, maps in terms)
-        assert isinstance(total, Tensor)  # for the type checker: there is at least one term
-        found.append(total.to(like.dtype).contiguous(memory_format=_format(like)))
+        total = torch.zeros(like.shape, dtype=factors.dtype, device=like.device)
+        for i, lists in enumerate(maps):
+            if lists:
+                total = total + factors[:, k, i, None, None, None] * lists[k].to(factors.dtype)
+        found.append(total.to(like.dtype).contiguous(memory_format=gradient_format(like)))
     return found
 
 
-def _format(student: Tensor) -> torch.memory_format:
+def gradient_format(student: Tensor) -> torch.memory_format:
     """Channels-last where the student is, however far apart its samples lie."""
     first = student[:1]
     rows = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
@@ -180,7 +195,7 @@ def _fake_backward(
     teacher_grad: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     def like(maps: list[Tensor]) -> list[Tensor]:
-        return [torch.empty_like(s, memory_format=_format(s)) for s, _ in zip(student, maps, strict=False)]
+        return [torch.empty_like(s, memory_format=gradient_format(s)) for s, _ in zip(student, maps, strict=False)]
 
     return (like(clean), like(noisy), like(student)) if teacher_grad else ([], [], like(student))
 
@@ -209,3 +224,5 @@ define(SCHEMA, _reference)
 torch.library.register_fake("scrd_fast::contrastive_distance", _fake)
 define_backward(BACKWARD_SCHEMA, _reference_backward, _fake_backward)
 torch.library.register_autograd("scrd_fast::contrastive_distance", _backward, setup_context=_setup_context)
+define_triton(SCHEMA, _fake, _backward, _setup_context)
+define_triton(BACKWARD_SCHEMA, _fake_backward)
