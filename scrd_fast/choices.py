@@ -5,7 +5,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Device", "Fit", "Intensity", "Noise", "Objective", "Precision", "Score", "Switch"]
+__all__ = [
+    "Cache",
+    "CachePlace",
+    "Device",
+    "FeatureCache",
+    "Fit",
+    "Intensity",
+    "Noise",
+    "Objective",
+    "Precision",
+    "Score",
+    "Switch",
+]
 
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
 Score = Literal["mean", "max", "top1", "top5"]
@@ -15,3 +27,6 @@ Fit = Literal["stretch", "pad"]
 Intensity = Literal["auto", "range", "percentile"]
 Noise = Literal["opensimplex", "hashed"]
 Switch = Literal["on", "off"]
+CachePlace = Literal["memory", "disk"]
+Cache = Literal["auto", "memory", "disk", "off"]
+FeatureCache = Literal["memory", "disk", "off"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from PIL import Image
 from scrd_fast.config import Preprocessing
 from scrd_fast.data.datasets import open_dataset
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
-from scrd_fast.errors import DataError, ImageError
+from scrd_fast.data.reading import read_image
+from scrd_fast.errors import DataError, ImageError, ScrdFastError
 
 
 def image(path: Path, level: int = 100) -> Path:
@@ -152,22 +154,37 @@ def test_the_store_lists_every_unreadable_file(tmp_path: Path) -> None:
         store[2]
 
 
-def test_the_store_reads_once_what_fits(tmp_path: Path) -> None:
-    paths = [image(tmp_path / f"{i}.png", level=i) for i in range(4)]
-    room_for_two = 2 * 3 * 32 * 32 * 4
-    store = ImageStore(paths, Preprocessing(size=32), cache_bytes=room_for_two)
+@pytest.mark.parametrize("cache", ["auto", "memory", "disk", "off"])
+def test_the_store_reads_once_what_it_keeps(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [image(tmp_path / f"{i}.png", level=i) for i in range(5)]
+    read: list[Path] = []
+
+    def counted(path: Path, preprocessing: Preprocessing) -> torch.Tensor:
+        read.append(path)
+        return read_image(path, preprocessing)
+
+    monkeypatch.setattr("scrd_fast.data.images.read_image", counted)
+    store = ImageStore(paths, Preprocessing(size=32), cache, tmp_path)
     store.check(tmp_path)
-    first = store.batch([0, 1, 2, 3])
-    for path in paths:
-        path.unlink()
-    kept = 0
-    for i in range(4):
-        try:
-            assert torch.equal(store[i], first[i])
-            kept += 1
-        except ImageError:
-            pass
-    assert kept == 2
+    assert sorted(read) == sorted(paths)
+    batch = store.batch([3, 0, 3])
+    for got, i in zip(batch, (3, 0, 3), strict=True):
+        assert torch.equal(got, read_image(paths[i], Preprocessing(size=32)))
+    assert len(read) == (8 if cache == "off" else 5)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png"] * 5  # a file in the way of nobody
+
+
+def test_the_store_says_where_images_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [image(tmp_path / f"{i}.png", level=i) for i in range(2)]
+    needed = 2 * 3 * 32 * 32 * 4
+    free = {"memory": needed, "disk": 2 * needed}  # not all that is free may be used
+    monkeypatch.setattr("scrd_fast.data.cache.free_bytes", lambda place, folder: free[place])
+    with pytest.raises(ScrdFastError, match=r"the pixels of 2 images need 0\.0 MB of memory, and 0\.0 MB are free"):
+        ImageStore(paths, Preprocessing(size=32), "memory", tmp_path)
+    stores = [ImageStore(paths, Preprocessing(size=32), "auto", folder) for folder in (tmp_path, None)]
+    paths[0].unlink()
+    paths[1].unlink()
+    assert [store._cache is None for store in stores] == [False, True]
 
 
 def test_the_split_follows_the_content_alone(tmp_path: Path) -> None:
