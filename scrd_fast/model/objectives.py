@@ -12,13 +12,18 @@ from torch import Tensor
 
 from scrd_fast.config import Objective
 
-__all__ = ["needs_noise", "objective_loss"]
+__all__ = ["needs_noise", "objective_loss", "trains_weights"]
 
 _FLOOR = 1e-6  # of a ratio's denominator: a noisy teacher never comes this close, equal images do
 
 
 def needs_noise(objective: Objective) -> bool:
     return objective != "rd4ad"
+
+
+def trains_weights(objective: Objective) -> bool:
+    """Whether the loss depends on the scale weights."""
+    return objective == "paper"
 
 
 def objective_loss(objective: Objective, d_clean: Tensor, d_noisy: Tensor | None, weights: Tensor) -> Tensor:
