@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scrd_fast.bench import maps, simplex
+from scrd_fast.bench import distances, maps, simplex
 from scrd_fast.bench.harness import Case
 
 __all__ = ["find", "operators", "select"]
 
-CASES: tuple[Case, ...] = maps.CASES + simplex.CASES
+CASES: tuple[Case, ...] = distances.CASES + maps.CASES + simplex.CASES
 
 
 def operators() -> list[str]:

@@ -34,7 +34,7 @@ from scrd_fast.bench.map_rivals import (
 from scrd_fast.bench.roofline import Work, map_work
 from scrd_fast.ops._axis_matrix import axis_matrix
 
-__all__ = ["CASES", "SCALES", "Features"]
+__all__ = ["CASES", "LAYOUTS", "LIMIT", "SCALES", "Features", "laid_out"]
 
 SCALES = ((256, 64, 64), (512, 32, 32), (1024, 16, 16))  # C, H, W
 
@@ -155,7 +155,7 @@ def draw(seed: int, count: int, dtype: torch.dtype, layout: str, device: torch.d
     generator = torch.Generator().manual_seed(seed)
     channels, rows, columns = LAYOUTS[layout]
     teacher, student = [], []
-    memory, parts = _laid_out(count, dtype, device)
+    memory, parts = laid_out(count, dtype, device, lists=2)
     for c, h, w in SCALES:
         first, other = (torch.rand((c, h, w), generator=generator).to(device) for _ in range(2))
         shares = torch.rand((count, 1, h, w), generator=generator).to(device)
@@ -172,11 +172,11 @@ def draw(seed: int, count: int, dtype: torch.dtype, layout: str, device: torch.d
     return Features(teacher, student, memory)
 
 
-def _laid_out(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Iterator[Tensor]]:
-    """One memory, and its parts for teacher and student of each scale. Between two lie a page and a line, as an
-    allocator leaves them: a power of two apart they would be in each other's way in a cache."""
+def laid_out(count: int, dtype: torch.dtype, device: torch.device, lists: int) -> tuple[Tensor, Iterator[Tensor]]:
+    """One memory, and its parts for each scale of so many lists of features, scale by scale. Between two lie a page
+    and a line, as an allocator leaves them: a power of two apart they would be in each other's way in a cache."""
     gap = 4160 // dtype.itemsize
-    sizes = [count * c * h * w + gap for c, h, w in SCALES for _ in range(2)]
+    sizes = [count * c * h * w + gap for c, h, w in SCALES for _ in range(lists)]
     rest = -sum(sizes) % 4096  # whole rows for every reader
     memory = torch.zeros(sum(sizes) + rest, dtype=dtype, device=device)
     return memory, iter(torch.split(memory, [*sizes, rest]))
