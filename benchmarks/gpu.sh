@@ -102,10 +102,16 @@ operators=$("$python" -c "from scrd_fast.bench.cases import operators; print(*op
   status=1
   finish
 }
-share=$((270 / $(echo "$operators" | wc -w)))
+share=$((200 / $(echo "$operators" | wc -w)))
 for op in $operators; do
   # After its own limit measure.py begins no case and no compilation; the last case may take the seconds beyond it, and
   # the JSON has all cases before it even if that is stopped. With more seconds, measure.py comes to all cases.
   step "benchmark $op" "$share" "$python" benchmarks/measure.py "$op" "$out" $((share - 35))
 done
+if "$python" -c "import lightning_fabric, pydantic, timm" 2>/dev/null; then
+  step "benchmark of a training step" 70 "$python" benchmarks/bench_train.py --device cuda --steps 5 --rounds 1 \
+    --batch-size 16 --out "$out/train-gpu.json"
+else
+  note "skipped  benchmark of a training step: needs lightning_fabric, pydantic and timm"
+fi
 finish

@@ -103,7 +103,7 @@ def test_a_failed_step_fails_the_script_and_the_others_run(stand_in: Path, faili
     code, lines, _ = summary(stand_in, failing=failing)
     assert code == 1
     assert failed in lines
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def test_all_limits_together_are_ten_minutes(stand_in: Path) -> None:
@@ -192,6 +192,7 @@ def test_every_test_marked_cuda_is_selected_and_needs_no_extra(selected: list[st
 def test_the_numbers_of_triton_are_compared_on_a_gpu(selected: list[str]) -> None:
     for name, test in {
         "anomaly_map": "test_equals_torch_and_scipy",
+        "contrastive_distance": "test_distances_and_gradients_equal_those_of_torch",
         "cosine_distances": "test_equals_torch",
         "simplex_noise": "test_equals_the_reference",
         "synthesize_anomalies": "test_equals_the_reference_and_touches_nothing_else",
