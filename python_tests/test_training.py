@@ -83,7 +83,7 @@ def test_the_noise_is_the_one_asked_for(tree: Path, tmp_path: Path, monkeypatch:
         asked.append(variant)
         return synthesize_anomalies(*arguments, variant=variant, backend="reference", **options)
 
-    monkeypatch.setattr("scrd_fast.training.synthesize_anomalies", recorded)
+    monkeypatch.setattr("scrd_fast.step.synthesize_anomalies", recorded)
     for noise in ("opensimplex", "hashed"):
         flags = [*TRAIN_FLAGS, "--iterations", "2", "--noise", noise, "-q"]
         assert main(["train", str(tree), "--out", str(tmp_path / noise), *flags]) == 0
@@ -168,7 +168,7 @@ def test_unreadable_images_are_all_listed_before_training(tmp_path: Path, capsys
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(ScrdFastError, match=r"the loss is (nan|inf) at iteration"):
+    with pytest.raises(ScrdFastError, match=r"the loss is not finite at iteration 2, whose images are train/good/"):
         train(open_dataset(tree), tmp_path / "run", settings(lr=1e30, iterations=20))
 
 
@@ -204,7 +204,7 @@ def test_the_last_checkpoints_stay_and_a_damaged_one_is_passed_over(tmp_path: Pa
 
 def test_weights_that_are_not_finite_are_never_saved(tree: Path, tmp_path: Path) -> None:
     flags = {"lr": 1e30, "iterations": 20, "log_every": 1000, "checkpoint_every": 2}
-    with pytest.raises(ScrdFastError, match=r"not finite|the loss is"):
+    with pytest.raises(ScrdFastError, match="not finite"):
         train(open_dataset(tree), tmp_path / "run", settings(**flags))
     for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
         state = torch.load(path, weights_only=True)

@@ -7,14 +7,16 @@ Exit codes: 0 done; 1 done, but a bound was exceeded; 2 usage, settings or input
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from scrd_fast.choices import Device, Fit, Intensity, Noise, Objective, Precision, Score, Switch
+from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score, Switch
 from scrd_fast.console import Console
+from scrd_fast.memory import prefer_huge_pages
 from scrd_fast.verbs import run, verb
 
 __all__ = ["main"]
@@ -51,6 +53,10 @@ def info(console: Console) -> None:
     raise typer.Exit(0 if module.usable(facts) else 4)
 
 
+def _size_or_auto(text: str) -> int | str:
+    return "auto" if text == "auto" else int(text)
+
+
 @app.command()
 @verb
 def train(
@@ -68,20 +74,29 @@ def train(
     size: Annotated[int, typer.Option(help="Image size in pixels, a multiple of 32.")] = 256,
     fit: Annotated[Fit, typer.Option(help="stretch to a square, or pad to one.")] = "stretch",
     intensity: Annotated[Intensity, typer.Option(help="How pixels become 0 to 1.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 16,
+    batch_size: Annotated[
+        Any, typer.Option(parser=_size_or_auto, metavar="N", help="Images per step, of all processes; auto: what fits.")
+    ] = 16,
+    accumulate: Annotated[int, typer.Option(help="Parts a batch is computed in; less memory.")] = 1,
     iterations: Annotated[int, typer.Option(help="Steps.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Fixes weights, order and noise.")] = 0,
     strength: Annotated[float, typer.Option(help="Strength of the synthetic anomalies.")] = 0.2,
     noise: Annotated[Noise, typer.Option(help="Noise of the synthetic anomalies.")] = "opensimplex",
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     precision: PrecisionOption = "32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile it; CUDA graphs on a GPU.")] = False,  # noqa: A002
     device: DeviceOption = "auto",
+    cache: Annotated[Cache, typer.Option(help="Where decoded images are kept; auto: where they fit.")] = "auto",
+    cache_features: Annotated[
+        FeatureCache, typer.Option(help="Where the teacher's features of the clean images are kept, in bfloat16.")
+    ] = "off",
     calibration_fraction: Annotated[float, typer.Option(help="Share of the normals that calibrates.")] = 0.1,
     log_every: Annotated[int, typer.Option(help="Iterations between two lines of metrics.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Iterations between two checkpoints.")] = 500,
     keep_checkpoints: Annotated[int, typer.Option(help="How many checkpoints stay.")] = 2,
 ) -> None:
     """Train on the normal images of DATA. The same command goes on where it was stopped."""
+    prefer_huge_pages(os.environ)
     from scrd_fast.commands import train as command
 
     settings = {

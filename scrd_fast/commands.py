@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from scrd_fast.autobatch import fitting_batch_size
 from scrd_fast.calibration import Calibration
 from scrd_fast.config import Precision
 from scrd_fast.console import Console
 from scrd_fast.data.datasets import DataSet, Item, open_dataset
 from scrd_fast.data.reading import read_mask
+from scrd_fast.distributed import is_first
 from scrd_fast.errors import DataError, ScrdFastError
 from scrd_fast.evaluation import Prediction
 from scrd_fast.evaluation import evaluate as measure
@@ -22,20 +24,21 @@ from scrd_fast.runs import begin, claim_folder, finish
 from scrd_fast.screening.manifest import list_inputs
 from scrd_fast.screening.screener import Screener, model_folder
 from scrd_fast.settings import TrainSettings
+from scrd_fast.training import new_model
 from scrd_fast.training import train as fit
 
 __all__ = ["calibrate", "evaluate", "train"]
 
 
 def train(console: Console, data: Path, out: Path, settings: dict[str, Any]) -> None:
-    try:
-        checked = TrainSettings(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        text = first["msg"].removeprefix("Value error, ")
-        if first["loc"]:
-            text = f"--{str(first['loc'][0]).replace('_', '-')}: {text}, got {first['input']!r}"
-        raise ScrdFastError(text) from None
+    """`batch_size` may be "auto"."""
+    asked = settings["batch_size"]
+    checked = _checked(settings | ({"batch_size": 2 * settings["accumulate"]} if asked == "auto" else {}))
+    if asked == "auto":
+        checked = checked.model_copy(
+            update={"batch_size": fitting_batch_size(checked, lambda: new_model(checked), out)}
+        )
+        console.log(f"batch size {checked.batch_size}")
     with console.progress(checked.iterations, "iterations") as advance:
         fit(
             open_dataset(data),
@@ -44,7 +47,19 @@ def train(console: Console, data: Path, out: Path, settings: dict[str, Any]) -> 
             on_step=lambda i, loss, rate: advance(i, f"loss {loss:.4f}, {rate:.1f} images/s"),
             log=console.log,
         )
-    console.result(out / "model", {"model": str(out / "model"), "metrics": str(out / "metrics.jsonl")})
+    if is_first():
+        console.result(out / "model", {"model": str(out / "model"), "metrics": str(out / "metrics.jsonl")})
+
+
+def _checked(settings: dict[str, Any]) -> TrainSettings:
+    try:
+        return TrainSettings(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        text = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            text = f"--{str(first['loc'][0]).replace('_', '-')}: {text}, got {first['input']!r}"
+        raise ScrdFastError(text) from None
 
 
 def evaluate(

@@ -104,7 +104,7 @@ class RunFolder:
             "command": "train",
             "data_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
             "teacher_sha256": teacher,
-            "settings": settings.model_dump(mode="json"),
+            "settings": settings.identity(),
         }
         return cls(out, claim_folder(out, identity))
 

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from scrd_fast.choices import Device, Fit, Intensity, Noise, Objective, Precision, Score
+from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score
 from scrd_fast.config import Preprocessing, Strict, check_map_weights
 
 __all__ = ["TrainSettings"]
@@ -31,6 +31,10 @@ class TrainSettings(Strict):
     noise: Noise = "opensimplex"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     precision: Precision = "32"
+    compile: bool = False
+    cache: Cache = "auto"  # where decoded images are kept
+    cache_features: FeatureCache = "off"  # where the teacher's features of the clean images are kept, in bfloat16
+    accumulate: Annotated[int, Field(ge=1)] = 1  # parts that a batch goes through the model in, one after the other
     device: Device = "auto"
     calibration_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     log_every: Annotated[int, Field(ge=1)] = 10  # iterations
@@ -41,6 +45,10 @@ class TrainSettings(Strict):
     def _weights_are_trained(self) -> TrainSettings:
         check_map_weights(self.map_weights, self.objective)
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """All that a run's result depends on."""
+        return self.model_dump(mode="json", exclude={"cache"})
 
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(size=self.size, fit=self.fit, intensity=self.intensity)
