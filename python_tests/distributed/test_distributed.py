@@ -35,7 +35,6 @@ STARTS = {
         sys.executable,
         "-m",
         "lightning_fabric.cli",
-        "run",
         "--devices=2",
         f"{scrd_fast.__path__[0]}/__main__.py",
     ],
