@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +107,7 @@ def test_a_compiled_run_follows_the_eager_one(tree: Path, tmp_path: Path, monkey
     compiled: list[nn.Module] = []
     compile_ = torch.compile
 
-    def traced(module: nn.Module, mode: str | None) -> Any:
+    def traced(module: nn.Module, mode: str | None = None, **_: Any) -> Any:
         assert mode is None  # reduce-overhead is for GPUs
         compiled.append(module)
         return compile_(module, backend="aot_eager")
@@ -112,7 +115,7 @@ def test_a_compiled_run_follows_the_eager_one(tree: Path, tmp_path: Path, monkey
     train(open_dataset(tree), tmp_path / "eager", settings())
     monkeypatch.setattr(torch, "compile", traced)
     train(open_dataset(tree), tmp_path / "compiled", settings(compile=True))
-    assert len(compiled) == 2
+    assert len(compiled) >= 2  # fabric compiles again what it has wrapped
     for (_, a), (_, b) in zip(curve(tmp_path / "eager"), curve(tmp_path / "compiled"), strict=True):
         assert a == pytest.approx(b, rel=5e-3)
 
@@ -171,3 +174,22 @@ def test_an_automatic_batch_size_is_that_of_the_run_or_a_gpus(
     assert "batch size 4" in capsys.readouterr().err
     assert main(["train", str(tree), "--out", str(tmp_path / "run"), *flags, "--batch-size", "many"]) == 2
     assert "--batch-size" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept() -> None:
+    """After a few, a large tensor lies where one before lay: the kernel is not asked for it, nor for its zeros."""
+    code = (
+        "import sys, resource, torch; from scrd_fast.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(2**26)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(min(faults() for _ in range(6)))"
+    )
+    kept, new = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "new")
+    )
+    assert kept < 1000 < 10_000 < new

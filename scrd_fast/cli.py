@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 done, but a bound was exceeded; 2 usage, settings or input
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ import typer
 
 from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score, Switch
 from scrd_fast.console import Console
-from scrd_fast.memory import prefer_huge_pages
+from scrd_fast.memory import keep_freed_memory
 from scrd_fast.verbs import run, verb
 
 __all__ = ["main"]
@@ -96,7 +95,7 @@ def train(
     keep_checkpoints: Annotated[int, typer.Option(help="How many checkpoints stay.")] = 2,
 ) -> None:
     """Train on the normal images of DATA. The same command goes on where it was stopped."""
-    prefer_huge_pages(os.environ)
+    keep_freed_memory()
     from scrd_fast.commands import train as command
 
     settings = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from scrd_fast.budget import Budget
 from scrd_fast.data.cache import TensorCache
 from scrd_fast.data.images import ImageStore
-from scrd_fast.data.loading import Prefetcher, to_device
+from scrd_fast.data.loading import Prefetcher, pinned
 from scrd_fast.distributed import is_first
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.model.scrd import SCRD, LossParts
@@ -81,7 +81,7 @@ class Loop:
             clock, since = time.perf_counter(), start
             for iteration in steps:
                 with self.budget("load"):
-                    images = to_device(next(batches), self.fabric.device)
+                    images = next(batches).to(self.fabric.device, non_blocking=True)
                 parts = self.step(iteration, images, self._share(iteration))
                 done = iteration + 1
                 logged = done % self.settings.log_every == 0 or done == self.settings.iterations
@@ -126,7 +126,7 @@ class Loop:
         return [self.train_part[p] for p in own]
 
     def _load(self, iteration: int) -> Tensor:
-        return self.store.batch(self._share(iteration))
+        return pinned(self.store.batch(self._share(iteration)), self.fabric.device)
 
     def _feature_cache(self) -> TensorCache | None:
         settings, teacher = self.settings, self.model.teacher

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from scrd_fast.budget import Budget
 from scrd_fast.data.cache import TensorCache
-from scrd_fast.data.reading import normalise
 from scrd_fast.distributed import gather, share_batch_norms
 from scrd_fast.model.folding import fold_batch_norms
 from scrd_fast.model.objectives import needs_noise, objective_loss, trains_weights
@@ -51,27 +50,29 @@ class Step:
         self, fabric: Any, model: SCRD, settings: TrainSettings, cache: TensorCache | None, budget: Budget
     ) -> None:
         self.fabric, self.settings, self.cache, self.budget = fabric, settings, cache, budget
-        self.preprocessing = model.config.preprocessing
+        self.scaling = model.config.preprocessing
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.scale_adaptation.requires_grad_(trains_weights(settings.objective))  # several processes wait for all
         if fabric.world_size > 1:
             for part in (model.bottleneck, model.student):
                 share_batch_norms(part.to(fabric.device))
         optimizer = torch.optim.Adam(model.trainable_parameters(), lr=settings.lr, betas=(0.5, 0.999), fused=True)
-        self.trained: Any
-        self.teacher: Any
-        self.trained, self.optimizer = fabric.setup(_Trained(model), optimizer)
-        self.teacher, self._teacher_dtype = _fast_teacher(model, settings.precision == "bf16")
-        self.teacher.to(fabric.device)
-        if settings.compile:
-            mode = "reduce-overhead" if fabric.device.type == "cuda" else None  # CUDA graphs
-            self.trained, self.teacher = (torch.compile(m, mode=mode) for m in (self.trained, self.teacher))
-        self.std = torch.tensor(self.preprocessing.std, device=fabric.device)
+        teacher, self._teacher_dtype = _fast_teacher(model, settings.precision == "bf16")
+        trained, self.teacher = (self._compiled(module) for module in (_Trained(model), teacher.to(fabric.device)))
+        self.trained, self.optimizer = fabric.setup(trained, optimizer)
+        # On the device once and for all: a copy in each step would wait for it.
+        self.mean, self.std = (torch.tensor(x, device=fabric.device) for x in (self.scaling.mean, self.scaling.std))
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)  # iteration; -1: none yet
+
+    def _compiled(self, module: nn.Module) -> Any:
+        if not self.settings.compile:
+            return module
+        return torch.compile(module, mode="reduce-overhead" if self.fabric.device.type == "cuda" else None)
 
     def __call__(self, iteration: int, images: Tensor, numbers: list[int]) -> LossParts:
         """Of this process's share of a batch: images [n, 3, S, S] in [0, 1], on the device, and their numbers."""
-        images = normalise(images, self.preprocessing).contiguous(memory_format=torch.channels_last)
+        images = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        images = images.contiguous(memory_format=torch.channels_last)
         with self.budget("noise"):
             noisy = self._noisy(images, iteration) if needs_noise(self.settings.objective) else None
         pieces, parts = self.settings.accumulate, []
@@ -114,7 +115,8 @@ class Step:
                 loss = objective_loss(self.settings.objective, d_clean, d_noisy, w)
         with self.budget("backward"):
             self.fabric.backward(loss / self.settings.accumulate)
-        return LossParts(loss.detach(), d_clean.detach(), None if d_noisy is None else d_noisy.detach(), w.detach())
+        weights = w.detach().clone()  # a CUDA graph writes the next ones to the same place
+        return LossParts(loss.detach(), d_clean.detach(), None if d_noisy is None else d_noisy.detach(), weights)
 
     def _features(
         self, images: Tensor, noisy: Tensor | None, numbers: list[int]

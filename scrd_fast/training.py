@@ -71,6 +71,7 @@ def train(
     fabric.barrier()  # all have looked at the folder before one writes there
     if is_first():
         run.begin()  # only now, so that a mistake above leaves no folder behind
+    fabric.barrier()  # now it is there
     loop = Loop(fabric, model, store, train_part, settings, run, lambda i: _name(data, i))
     with _stop_requests() as stop:
         _run(loop, stop, on_step if is_first() else lambda *_: None, log)

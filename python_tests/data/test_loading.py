@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from scrd_fast.data.loading import Prefetcher, to_device
+from scrd_fast.data.loading import Prefetcher, pinned
 
 
 def test_all_come_in_their_order_and_no_thread_stays() -> None:
@@ -59,4 +59,4 @@ def test_leaving_early_waits_for_one_call_and_begins_no_other() -> None:
 
 def test_a_batch_for_the_cpu_stays_where_it_is() -> None:
     batch = torch.rand(2, 3)
-    assert to_device(batch, torch.device("cpu")) is batch
+    assert pinned(batch, torch.device("cpu")) is batch

@@ -61,8 +61,10 @@ def test_the_largest_batch_that_fits_is_found(tmp_path: Path) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_goes_to_the_gpu() -> None:
-    from scrd_fast.data.loading import to_device
+def test_a_batch_for_the_gpu_is_pinned() -> None:
+    from scrd_fast.data.loading import pinned
 
     batch = torch.rand(2, 3)
-    assert torch.equal(to_device(batch, torch.device("cuda")).cpu(), batch)
+    found = pinned(batch, torch.device("cuda"))
+    assert found.is_pinned()
+    assert torch.equal(found, batch)

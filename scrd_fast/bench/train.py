@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from scrd_fast.data.cache import TensorCache
 from scrd_fast.data.reading import normalise
 from scrd_fast.device import pick_device
 from scrd_fast.distributed import launch
-from scrd_fast.memory import prefer_huge_pages
+from scrd_fast.memory import keep_freed_memory
 from scrd_fast.model.teacher import STRIDES
 from scrd_fast.ops import synthesize_anomalies
 from scrd_fast.settings import TrainSettings
@@ -74,10 +73,7 @@ def measure(setup: Setup, log: Callable[[str], None]) -> list[dict[str, Any]]:
         for name in CONTENDERS:
             log(f"round {turn + 1} of {setup.rounds}: {name}")
             command = [sys.executable, "-m", "scrd_fast.bench.train", name, json.dumps(dataclasses.asdict(setup))]
-            environment = dict(os.environ)
-            if name != AUTHORS:
-                prefer_huge_pages(environment)  # as `scrd-fast train` does
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise RuntimeError(f"{name}: {done.stderr.strip()[-2000:]}")
             results[name].append(json.loads(done.stdout.splitlines()[-1]))
@@ -188,4 +184,6 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] != AUTHORS:
+        keep_freed_memory()  # as `scrd-fast train` does
     print(json.dumps(run(sys.argv[1], Setup(**json.loads(sys.argv[2])))))

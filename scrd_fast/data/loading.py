@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Prefetcher", "to_device"]
+__all__ = ["Prefetcher", "pinned"]
 
 T = TypeVar("T")
 
@@ -49,8 +49,6 @@ class Prefetcher(Generic[T]):
         return self._ahead.popleft().result()
 
 
-def to_device(batch: Tensor, device: torch.device) -> Tensor:
-    """On the device; to a GPU by way of pinned memory, without waiting for the copy."""
-    if device.type != "cuda":
-        return batch.to(device)
-    return batch.pin_memory().to(device, non_blocking=True)
+def pinned(batch: Tensor, device: torch.device) -> Tensor:
+    """In memory that a GPU can copy from while the CPU goes on; for a CPU as it is. For a thread that loads."""
+    return batch.pin_memory() if device.type == "cuda" else batch
