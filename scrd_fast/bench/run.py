@@ -230,12 +230,15 @@ def _fastest(row: Row) -> float:
 
 
 def _with_reads(peaks: Peaks, rows: Sequence[Row], works: dict[str, Work]) -> Peaks:
-    """The peaks with a plain read that took turns with the others: it had the same memory at the same time."""
+    """The peaks with a plain read that took turns with the others: it had the same memory at the same time. Its better
+    turns count, since others' turns may have been those in which the machine was fast; and for what is larger too."""
     read = dict(peaks.read)
     for row in rows:
         if row.contender == "read" and row.status == "ok" and row.device == peaks.device:
             size = works[row.variant].bytes
-            read[size] = max(read.get(size, 0.0), size / _fastest(row))
+            rate = size / row.times.get("device_warm", row.times["wall_warm"]).p20
+            read = {known: max(old, rate) if known > size else old for known, old in read.items()}
+            read[size] = max(read.get(size, 0.0), rate)
     return dataclasses.replace(peaks, read=read)
 
 
