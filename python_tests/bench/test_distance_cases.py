@@ -65,7 +65,7 @@ def test_a_read_goes_through_all_features(contrast: distances.Contrast) -> None:
 def test_samples_differ(contrast: distances.Contrast) -> None:
     right = distances._oracle(contrast, "forward")
     assert (right[0] - right[1]).abs().min() > 1e-3
-    assert (right[:, :3] - right[:, 3:]).abs().min() > 1e-3
+    assert (right[:, :3] - right[:, 3:]).abs().amax(1).min() > 2e-3  # by more than the tolerance, at some scale
 
 
 def test_bytes_and_products_are_counted() -> None:
