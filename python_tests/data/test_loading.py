@@ -41,6 +41,29 @@ def test_an_error_comes_where_its_result_would_have() -> None:
         assert next(results) == 3
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_error_of_the_consumer_ends_the_thread(error: type[BaseException]) -> None:
+    before = threading.enumerate()
+
+    def consume() -> None:
+        with Prefetcher(lambda step: step, range(1000)) as results:
+            next(results)
+            raise error
+
+    with pytest.raises(error):
+        consume()
+    assert threading.enumerate() == before
+
+
+def test_closing_ends_the_thread_though_results_wait() -> None:
+    before = threading.enumerate()
+    results = Prefetcher(lambda step: step, range(1000))
+    next(results)
+    results.close()
+    results.close()
+    assert threading.enumerate() == before
+
+
 def test_leaving_early_waits_for_one_call_and_begins_no_other() -> None:
     made: list[int] = []
     go = threading.Event()

@@ -54,7 +54,13 @@ class TensorCache:
                 f"the {what} of {count} images need {_size(needed)} of {place}, and {_size(free)} are free, of which "
                 f"{SHARE[place]:.0%} may be used; choose another place for them, or off"
             )
-        self._kept = [_allocate((count, *shape), dtype, None if place == "memory" else folder) for shape in shapes]
+        try:
+            self._kept = [_allocate((count, *shape), dtype, None if place == "memory" else folder) for shape in shapes]
+        except OSError as error:  # a quota, or another that was faster
+            raise ScrdFastError(
+                f"{folder}: the {what} of {count} images need {_size(needed)} of disk, which could not be had "
+                f"({error.strerror or error}); choose another place for them, or off"
+            ) from None
         self._filled = torch.zeros(count, dtype=torch.bool)
 
     def batch(self, indices: Sequence[int], fill: Callable[[list[int]], Sequence[Tensor]]) -> list[Tensor]:
@@ -107,10 +113,12 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -
     if folder is None:
         return torch.empty(shape, dtype=dtype)
     handle, name = tempfile.mkstemp(".cache", ".scrd-fast-", folder)
-    os.close(handle)
     try:
+        # Reserved at once: where a mapped file has no room, writing to it kills the process without a word.
+        os.posix_fallocate(handle, 0, max(prod(shape) * dtype.itemsize, 1))
         flat = torch.from_file(name, shared=True, size=prod(shape), dtype=dtype)
     finally:
+        os.close(handle)
         Path(name).unlink()  # the mapping stays, and the disk has its space back when the process ends
     return flat.view(shape)
 

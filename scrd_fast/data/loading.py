@@ -19,7 +19,7 @@ T = TypeVar("T")
 class Prefetcher(Generic[T]):
     """Gives make(step) for one step after the other, made up to `depth` steps ahead in a thread of its own.
 
-    What `make` raises is raised where its result would have come. To be used as a context, whose end waits for the
+    What `make` raises is raised where its result would have come. `close`, or the end of a context, waits for the
     call under way and begins no other.
 
     >>> with Prefetcher(lambda step: step * step, range(4)) as squares:
@@ -36,6 +36,9 @@ class Prefetcher(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[T]:
