@@ -33,7 +33,7 @@ struct Dots {
 template <typename A>
 SCRD_HOST_DEVICE inline A norm(A squared, A eps) {
   const A length = sqrt(squared);
-  return length > eps ? length : eps;
+  return length < eps ? eps : length;  // NaN stays NaN: with eps for it, gradients would look right
 }
 
 /// 1 - cos. Divided by one norm after the other, whose product could underflow.

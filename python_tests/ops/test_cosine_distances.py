@@ -231,16 +231,22 @@ def test_zero_vectors_are_at_distance_one_with_finite_gradients(eps: float, back
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_bad_values_stay_in_their_pixel(bad: float, layout: str, device: str, backend: str) -> None:
+@pytest.mark.parametrize("place", [0, 1])
+def test_bad_values_stay_in_their_pixel(place: int, bad: float, layout: str, device: str, backend: str) -> None:
+    """And show there, in the gradients too."""
     need(backend, device)
     torch.manual_seed(6)
-    teacher, student = made((2, 40, 5, 6), layout, torch.float32, device)
-    (before,) = cosine_distances([teacher], [student], backend=backend)
-    teacher[1, 7, 2, 3] = bad
-    (after,) = cosine_distances([teacher], [student], backend=backend)
-    assert after[1, 2, 3].isnan()
-    after[1, 2, 3] = before[1, 2, 3]
-    assert torch.equal(after, before)
+    pair = made((2, 40, 5, 6), layout, torch.float32, device)
+    results = []
+    for value in (0.5, bad):
+        pair[place][1, 7, 2, 3] = value
+        teacher, student = (x.detach().requires_grad_() for x in pair)
+        (distance,) = cosine_distances([teacher], [student], backend=backend)
+        results.append([distance[:, None].detach(), *torch.autograd.grad(distance.sum(), [teacher, student])])
+    for before, after in zip(*results, strict=True):
+        assert after[1, :, 2, 3].isnan().all()
+        after[1, :, 2, 3] = before[1, :, 2, 3]
+        assert torch.equal(after, before)
 
 
 def test_half_precision_is_read_exactly() -> None:
