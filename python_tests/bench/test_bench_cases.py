@@ -42,6 +42,7 @@ HERE = [
         find("synthesize_anomalies", "16 images in place"),
         find("synthesize_anomalies", "odd images"),
         find("anomaly_map", "1 image, bfloat16, channels-last"),
+        find("contrastive_distance", "1 sample, bfloat16, channels-last"),
     )
     for c in case.contenders
     if not c.remote and c.backend != "triton"
@@ -122,6 +123,11 @@ def test_every_operators_own_kernels_are_asked_for(monkeypatch: pytest.MonkeyPat
         ("synthesize_anomalies", "16 images", ["synthesize_anomalies"]),
         ("synthesize_anomalies", "16 images in place", ["synthesize_anomalies_"]),
         ("anomaly_map", "1 image, float32, NCHW", ["cosine_distances", "anomaly_map"]),
+        (
+            "contrastive_distance",
+            "1 sample, float32, NCHW",
+            ["contrastive_distance", "contrastive_distance_backward"],
+        ),
     ):
         made = find(op, name)
         for kernel in kernels:

@@ -68,6 +68,13 @@ def test_a_read_goes_through_all_features_and_little_else() -> None:
         x[-1, -1, -1, -1] = 0
 
 
+def test_a_read_is_counted_as_nothing_else() -> None:
+    """Or a fast one would pass for a wrong count of operations."""
+    work = ONE.work(0, "read")
+    assert work.bytes == 2 * 4 * sum(c * h * w for c, h, w in maps.SCALES)
+    assert work.flops32 == work.int_ops == work.fused == 0 < ONE.work(0, "mean").flops32
+
+
 def test_seeds_and_images_are_told_apart(features: maps.Features) -> None:
     """A contender that took another image, or another set, would be wrong by far in map and mean."""
     other = maps.draw(4, 2, torch.float32, "NCHW", CPU).right("reflect")

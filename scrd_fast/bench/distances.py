@@ -2,12 +2,14 @@
 """Cases of `contrastive_distance`: the features of a wide_resnet50_2 at 256 pixels, of clean and noisy teacher and of
 the student.
 
-Variants: `forward` is both distances of every sample and scale; `gradient` is the gradient of the ratio of their sums
-with respect to the student's features, forward pass and all; `read` is nothing but a read of the same memory.
+Variants: `forward` is both distances of every sample and scale; `backward` is the student's gradient alone, from what
+the forward pass has kept; `gradient` is both passes, as a training step has them. `read` is nothing but a read of the
+same memory, `copy` reads as much and writes a third of it: the traffic of `backward`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,73 +21,91 @@ from scrd_fast.bench.harness import Call, Case, Contender, Tolerance
 from scrd_fast.bench.isa import ISAS, require_native
 from scrd_fast.bench.map_rivals import largest_word, read, result
 from scrd_fast.bench.maps import LAYOUTS, LIMIT, SCALES, laid_out
-from scrd_fast.bench.roofline import Work
+from scrd_fast.bench.roofline import Work, read_work
 
 __all__ = ["CASES", "Contrast"]
 
+EPS = 1e-8
+PULL, PUSH = 1.0, -0.5  # the gradients of every clean and of every noisy distance
 Distances = Callable[[list[Tensor], list[Tensor], list[Tensor]], tuple[Tensor, Tensor | None]]
 Build = Callable[[Case, torch.device], Callable[[Any], Call]]
 
 
 class Contrast:
-    """Features of clean and noisy teacher and of the student, at all scales. All lie in `memory`."""
+    """Features of clean and noisy teacher and of the student, at all scales. All lie in `memory`, and nothing else."""
 
     def __init__(self, clean: list[Tensor], noisy: list[Tensor], student: list[Tensor], memory: Tensor) -> None:
         self.clean, self.noisy, self.student, self.memory = clean, noisy, student, memory
 
+    @property
+    def thirds(self) -> list[Tensor]:
+        """Of the memory, whatever lies there."""
+        length = self.memory.numel() // 3
+        return [self.memory[i * length : (i + 1) * length] for i in range(3)]
+
 
 def _exact(contrast: Contrast) -> tuple[list[Tensor], Tensor]:
-    """In float64, a scale at a time: the gradients of the student's features, and the distances [2, N, K]."""
-    sums, distances = [], []
-    for c, n, s in zip(contrast.clean, contrast.noisy, contrast.student, strict=True):
-        flat = [x.to("cpu", torch.float64).flatten(1) for x in (c, n, s)]
-        dots = [torch.linalg.vecdot(flat[i], flat[j]) for i, j in ((0, 2), (1, 2), (0, 0), (1, 1), (2, 2))]
-        sums.append(dots)
-        distances.append([1 - dots[i] / (dots[2 + i] * dots[4]).sqrt() for i in range(2)])
-    both = torch.stack([torch.stack([d[i] for d in distances], dim=1) for i in range(2)])
-    pull, push = both[0].sum(), both[1].sum()
-    factors = 1 / push, -pull / push**2
-    grads = []
-    for c, n, s, (cs, ns, cc, nn, ss) in zip(contrast.clean, contrast.noisy, contrast.student, sums, strict=True):
-        total = torch.zeros(s.shape, dtype=torch.float64)
-        for factor, teacher, product, square in ((factors[0], c, cs, cc), (factors[1], n, ns, nn)):
-            norms = (square * ss).sqrt()
-            total -= (factor / norms)[:, None, None, None] * teacher.to("cpu", torch.float64)
-            total += (factor * product / norms / ss)[:, None, None, None] * s.to("cpu", torch.float64)
-        grads.append(total)
-    return grads, both
+    """In float64, a scale at a time: the gradients of the student's features, and the distances [N, 2 K]."""
+    grads: list[Tensor] = []
+    pulls: list[Tensor] = []
+    pushes: list[Tensor] = []
+    for maps in zip(contrast.clean, contrast.noisy, contrast.student, strict=True):
+        clean, noisy, student = (x.to("cpu", torch.float64).contiguous().flatten(1) for x in maps)
+        length = torch.linalg.vector_norm(student, dim=1)
+        grad = torch.zeros_like(student)
+        for teacher, found, slope in ((clean, pulls, PULL), (noisy, pushes, PUSH)):
+            cosine = torch.linalg.vecdot(teacher, student) / torch.linalg.vector_norm(teacher, dim=1) / length
+            found.append(1 - cosine)
+            # The cosine's derivative is the teacher's direction without its part along the student's, over |D|.
+            direction = F.normalize(teacher, dim=1) - (cosine / length)[:, None] * student
+            grad -= slope * direction / length[:, None]
+        grads.append(grad)
+    return grads, torch.stack([*pulls, *pushes], dim=1)
 
 
 def _oracle(inputs: Contrast, variant: str) -> Tensor:
     if variant == "read":
-        return largest_word(inputs.memory).double()
-    grads, both = _exact(inputs)
-    return torch.cat([g.flatten(1) for g in grads], dim=1) if variant == "gradient" else torch.cat([*both], dim=1)
+        return largest_word(inputs.memory).to("cpu", torch.float64)
+    if variant == "copy":
+        first, second, third = (x.to("cpu", torch.float64) for x in inputs.thirds)
+        return first + second * third
+    grads, distances = _exact(inputs)
+    return distances if variant == "forward" else torch.cat(grads, dim=1)
 
 
 def _tolerance(variant: str, dtype: torch.dtype) -> Tolerance:
-    """Wide enough for eager PyTorch, whose `cosine_similarity` adds a million squares one after the other: it is off by
-    up to 2e-4, and gradients that follow from it by a hundredth of the largest, which is about 3e-5."""
-    if variant != "gradient":
-        return Tolerance(5e-4, 5e-4)
-    return Tolerance(2**-6 if dtype == torch.bfloat16 else 1e-2, 3e-7)
+    """Gradients are 1e-5 at most, and rounded to their dtype. All sums are float32's."""
+    rounding = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
+    if variant in ("forward", "read"):
+        return Tolerance(0.0, 1e-5)
+    return Tolerance(1.1 * rounding, 1e-6) if variant == "copy" else Tolerance(1.1 * rounding + 1e-5, 1e-10)
+
+
+def _loose(variant: str, dtype: torch.dtype) -> Tolerance:
+    """Of plain PyTorch, whose `cosine_similarity` adds a million squares one after the other, and which rounds the
+    gradients of both distances to bfloat16 before it adds them."""
+    if variant == "forward":
+        return Tolerance(0.0, 1e-3)
+    return Tolerance(1e-2, 1e-7 if dtype == torch.bfloat16 else 1e-8)
+
+
+def _total(distances: Distances, inputs: Contrast) -> tuple[Tensor, list[Tensor]]:
+    """What is differentiated, and with respect to what."""
+    leaves = [s.detach().requires_grad_() for s in inputs.student]
+    pull, push = distances(inputs.clean, inputs.noisy, leaves)
+    assert push is not None
+    return PULL * pull.sum() + PUSH * push.sum(), leaves
 
 
 def _call(distances: Distances, variant: str, inputs: Contrast) -> Call:
-    def forward() -> list[Tensor | None]:
+    def forward() -> list[Tensor]:
         return [torch.cat([*distances(inputs.clean, inputs.noisy, inputs.student)], dim=1)]  # type: ignore[list-item]
 
-    def gradient() -> list[Tensor | None]:
+    def gradient() -> list[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            leaves = [s.detach().requires_grad_() for s in inputs.student]
-            pull, push = distances(inputs.clean, inputs.noisy, leaves)
-            assert push is not None
-            grads = torch.autograd.grad(pull.sum() / push.sum(), leaves)
-        return list(grads)
+            return list(torch.autograd.grad(*_total(distances, inputs)))
 
-    if variant == "forward":
-        return result(forward)
-    return result(gradient)
+    return result(forward if variant == "forward" else gradient)
 
 
 def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
@@ -94,9 +114,23 @@ def _operator(variant: str, backend: str, isa: str | None = None) -> Build:
 
         if backend == "auto":
             require_native(case.kernels, device, isa)
+        if variant == "backward":
+            return lambda inputs: _backward(inputs, backend, device)
         return lambda inputs: _call(lambda *maps: contrastive_distance(*maps, backend=backend), variant, inputs)
 
     return build
+
+
+def _backward(inputs: Contrast, backend: str, device: torch.device) -> Call:
+    """The operator's own, as autograd calls it, with the sums that the forward pass has kept."""
+    from scrd_fast.ops._library import choose
+    from scrd_fast.ops.contrastive_distance import _reference_backward
+
+    maps = inputs.clean, inputs.noisy, inputs.student
+    d_clean, d_noisy, dots = torch.ops.scrd_fast.contrastive_distance(*maps, EPS)
+    slopes = torch.full_like(d_clean, PULL), torch.full_like(d_noisy, PUSH)
+    run = choose("contrastive_distance_backward", backend, device, _reference_backward)
+    return result(lambda: run(*slopes, dots, *maps, EPS, False)[2])
 
 
 def _plain(clean: list[Tensor], noisy: list[Tensor], student: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -114,6 +148,18 @@ def _eager(variant: str) -> Build:
     return lambda case, device: lambda inputs: _call(_plain, variant, inputs)
 
 
+def _eager_backward(case: Case, device: torch.device) -> Callable[[Contrast], Call]:
+    """Through a graph that is built once, before the timing, and kept."""
+    del case, device
+
+    def bind(inputs: Contrast) -> Call:
+        with torch.enable_grad():
+            total, leaves = _total(_plain, inputs)
+        return result(lambda: torch.autograd.grad(total, leaves, retain_graph=True))
+
+    return bind
+
+
 def _compiled(variant: str, mode: str | None = None) -> Build:
     def build(case: Case, device: torch.device) -> Callable[[Contrast], Call]:
         del case, device
@@ -123,10 +169,24 @@ def _compiled(variant: str, mode: str | None = None) -> Build:
     return build
 
 
-def contenders(count: int) -> tuple[Contender, ...]:
+def _copy(case: Case, device: torch.device) -> Callable[[Contrast], Call]:
+    del case, device
+
+    def bind(inputs: Contrast) -> Call:
+        thirds = inputs.thirds
+        out = torch.empty_like(thirds[0])
+        return result(lambda: [torch.addcmul(*thirds, out=out)])
+
+    return bind
+
+
+def contenders(count: int, dtype: torch.dtype) -> tuple[Contender, ...]:
     """Of a case with that many samples."""
-    found = [Contender("read", read, "read", "torch", ours=False)]
-    for variant in ("forward", "gradient"):
+    found = [
+        Contender("read", read, "read", "torch", ours=False),
+        Contender("copy", _copy, "copy", "torch", ours=False),
+    ]
+    for variant in ("forward", "backward", "gradient"):
         found.append(Contender("scrd_fast", _operator(variant, "auto"), variant, "native"))
         if count <= 8:  # each has a process with inputs of its own
             found += [
@@ -134,8 +194,12 @@ def contenders(count: int) -> tuple[Contender, ...]:
             ]
         found.append(Contender("scrd_fast triton", _operator(variant, "triton"), variant, "triton"))
         found.append(Contender("reference", _operator(variant, "reference"), variant, "reference"))
-        found.append(Contender("eager", _eager(variant), variant, "torch", ours=False))
-        options: dict[str, Any] = {"compiles": True, "ours": False, "slow": True}
+        options: dict[str, Any] = {"ours": False, "tolerance": _loose(variant, dtype)}
+        eager = _eager_backward if variant == "backward" else _eager(variant)
+        found.append(Contender("eager", eager, variant, "torch", **options))
+        if variant == "backward":  # a compiled graph is used up by its backward pass
+            continue
+        options |= {"compiles": True, "slow": True}
         found.append(Contender("torch.compile", _compiled(variant), variant, "torch", **options))
         options["on_gpu"] = True
         tuned = _compiled(variant, "max-autotune-no-cudagraphs")
@@ -152,23 +216,31 @@ def draw(seed: int, count: int, dtype: torch.dtype, layout: str, device: torch.d
     lists: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for c, h, w in SCALES:
         drawn = [torch.rand((c, h, w), generator=generator).to(device).movedim(0, channels) for _ in range(3)]
-        shares = torch.rand((3, count), generator=generator).to(device)
-        shares[0] = 0  # of the clean teacher
+        # So far from each other that no sample passes for another, and no teacher for the other one.
+        places = (torch.arange(count) + torch.rand((2, count), generator=generator) / 2) / count
+        shares = torch.zeros(count), 0.6 + 0.3 * places[0], 0.2 + 0.3 * places[1]
         for i, own in enumerate(drawn):
             x = next(parts)[: count * c * h * w].view(count, *own.shape)
             for n in range(count):
-                x[n] = torch.lerp(drawn[0], own, shares[i, n]).roll((n, n // h), (rows, columns))
+                x[n] = torch.lerp(drawn[0], own, float(shares[i][n])).roll((n, n // h), (rows, columns))
             lists[i].append(x.movedim(1 + channels, 1))
     return Contrast(*lists, memory)
 
 
+# Of every value: how often it is read or written, and multiply-adds.
+PASSES = {"read": 3, "copy": 4, "forward": 3, "backward": 4, "gradient": 7}
+FUSED = {"copy": 1, "forward": 5, "backward": 3, "gradient": 8}
+
+
 def work_of(count: int, itemsize: int, variant: str) -> Work:
-    """Three reads of every feature, and for the gradient three more and one write. Five products each, and three."""
-    values = count * sum(c * h * w for c, h, w in SCALES)
-    passes, fused = (7, 8) if variant == "gradient" else (3, 5)
-    widened = values * (passes if itemsize < 4 else 0)
-    moved = passes * values * itemsize
-    return Work(count, float(2 * fused * values), 0.0, float(widened), 0.0, moved, float(fused * values), reads=True)
+    """Three reads of every feature, and for a gradient three more and one write. Five products each, and three."""
+    values = count * sum(math.prod(scale) for scale in SCALES)
+    moved = PASSES[variant] * values * itemsize
+    if variant == "read":
+        return read_work(count, moved)
+    converted = float(PASSES[variant] * values if itemsize < 4 else 0)
+    fused = float(FUSED[variant] * values)
+    return Work(count, 2 * fused, 0.0, converted, 0.0, moved, fused, reads=True)
 
 
 def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
@@ -181,15 +253,16 @@ def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
         _oracle,
         lambda seed, variant: work_of(count, dtype.itemsize, variant),
         lambda variant: _tolerance(variant, dtype),
-        contenders(count),
+        contenders(count, dtype),
         name,
         quick=(count, dtype, layout) == (8, torch.bfloat16, "channels-last"),
         unit="images",
-        rivals=("read", "torch.compile", "eager", "reference"),
+        rivals=("read", "copy", "torch.compile", "eager", "reference"),
+        parts=("contrastive_distance", "contrastive_distance_backward"),
         most_sets=1 if count > 8 else None,
         limit=LIMIT,
     )
 
 
-KINDS = ((torch.float32, "channels-last"), (torch.bfloat16, "channels-last"), (torch.float32, "NCHW"))
+KINDS = tuple((dtype, layout) for layout in ("channels-last", "NCHW") for dtype in (torch.float32, torch.bfloat16))
 CASES = tuple(_case(count, *kind) for count in (8, 1, 16) for kind in KINDS)

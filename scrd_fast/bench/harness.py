@@ -48,6 +48,7 @@ class Contender:
     on_gpu: bool = False  # left out where the case's device is the CPU
     environment: str = ""  # its package lives in an environment of its own, whose Python the run is told
     ours: bool = True  # an unexpected error of ours fails the run, one of a rival makes its row unavailable
+    tolerance: Tolerance | None = None  # of a rival that computes less exactly than its case asks for
     slow: bool = False  # left out of quick runs
 
     @property
@@ -221,7 +222,7 @@ class LocalRunner:
 
     def check(self) -> float:
         self._own_threads()
-        tolerance = self.case.tolerance(self.contender.variant)
+        tolerance = self.contender.tolerance or self.case.tolerance(self.contender.variant)
         self._clock.synchronize()
         last = zip(self._rotation.last, self._expected, strict=True)
         errors = [worst(a, e, tolerance) for a, e in last if a is not None]

@@ -31,7 +31,7 @@ from scrd_fast.bench.map_rivals import (
     read,
     result,
 )
-from scrd_fast.bench.roofline import Work, map_work
+from scrd_fast.bench.roofline import Work, map_work, read_work
 from scrd_fast.ops._axis_matrix import axis_matrix
 
 __all__ = ["CASES", "LAYOUTS", "LIMIT", "SCALES", "Features", "laid_out"]
@@ -93,7 +93,7 @@ def _blurred(distances: list[Tensor], border: str) -> Tensor:
 
 def _oracle(inputs: Features, variant: str) -> Tensor:
     if variant == "read":
-        return largest_word(inputs.memory).double()
+        return largest_word(inputs.memory).to("cpu", torch.float64)
     right = inputs.right("mirror" if variant == "map, mirror" else "reflect")
     return right[:, -3] if variant == "mean" else right
 
@@ -187,7 +187,9 @@ def _case(count: int, dtype: torch.dtype, layout: str) -> Case:
 
     def work(seed: int, variant: str) -> Work:
         del seed
-        return map_work(count, SCALES, SIZE, dtype.itemsize, SIGMA, return_map=variant not in ("mean", "read"))
+        if variant == "read":
+            return read_work(count, 2 * count * sum(math.prod(scale) for scale in SCALES) * dtype.itemsize)
+        return map_work(count, SCALES, SIZE, dtype.itemsize, SIGMA, return_map=variant != "mean")
 
     return Case(
         "anomaly_map",

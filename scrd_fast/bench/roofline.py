@@ -22,6 +22,7 @@ __all__ = [
     "mean_vertices",
     "measure_peaks",
     "percent",
+    "read_work",
     "simplex_work",
     "synthesize_work",
 ]
@@ -182,6 +183,11 @@ def map_work(
         float(count * fused),
         reads=True,
     )
+
+
+def read_work(count: int, moved: int) -> Work:
+    """Of that many bytes, and nothing done with them."""
+    return Work(count, 0.0, 0.0, 0.0, 0.0, moved, reads=True)
 
 
 @dataclass(frozen=True)
