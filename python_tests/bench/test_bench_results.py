@@ -316,7 +316,7 @@ def test_versions_of_other_environments_are_shown(results: dict[str, Any]) -> No
 
 def test_mistakes_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["bench", "--op", "simplex"]) == 2
-    assert "--op must be one of anomaly_map, simplex_noise" in capsys.readouterr().err
+    assert "--op must be one of anomaly_map, contrastive_distance, simplex_noise" in capsys.readouterr().err
     assert main(["bench", "--anomalib", "/no/python"]) == 2
     assert "--anomalib must be the Python of an environment with anomalib, got /no/python" in capsys.readouterr().err
     assert main(["bench", "--out", str(tmp_path / "no" / "b.json")]) == 2

@@ -40,7 +40,7 @@ def contrastive_distance(
     """Cosine distances of whole feature maps: student to clean teacher, student to noisy teacher.
 
     Maps are float32, float16, bfloat16 (sums in float32) or float64; the distances are [N, K] in float32
-    (float64 for float64 maps), between 0 and 2. `noisy=None` gives None for the second. Differentiable in all
+    (float64 for float64 maps), 0 to 2 up to rounding. `noisy=None` gives None for the second. Differentiable in all
     three lists. A zero map is at distance 1 from everything.
 
     Raises ValueError (shapes, lengths, devices, eps) or TypeError (dtype); `UnavailableError` for a backend
@@ -48,11 +48,11 @@ def contrastive_distance(
 
     >>> import torch
     >>> from scrd_fast.ops import contrastive_distance
-    >>> teacher, student = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
-    >>> contrastive_distance([teacher], [-teacher], [student])
-    (tensor([[0.],
-            [0.]]), tensor([[2.],
-            [2.]]))
+    >>> teacher, student = torch.ones(2, 3, 4, 4), -torch.ones(2, 3, 4, 4)
+    >>> contrastive_distance([teacher], [0 * teacher], [student])
+    (tensor([[2.],
+            [2.]]), tensor([[1.],
+            [1.]]))
     """
     clean, student = list(clean), list(student)
     noisy_maps = [] if noisy is None else list(noisy)
