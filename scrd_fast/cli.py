@@ -95,7 +95,8 @@ def train(
     keep_checkpoints: Annotated[int, typer.Option(help="How many checkpoints stay.")] = 2,
 ) -> None:
     """Train on the normal images of DATA. The same command goes on where it was stopped."""
-    keep_freed_memory()
+    if precision == "bf16":
+        keep_freed_memory()
     from scrd_fast.commands import train as command
 
     settings = {

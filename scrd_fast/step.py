@@ -113,6 +113,7 @@ class Step:
                 assert d_clean is not None  # for the type checker: only d_noisy can be
                 assert w is not None
                 loss = objective_loss(self.settings.objective, d_clean, d_noisy, w)
+        del clean, distorted, student  # what the backward pass needs of them it holds itself, and lets go earlier
         with self.budget("backward"):
             self.fabric.backward(loss / self.settings.accumulate)
         weights = w.detach().clone()  # a CUDA graph writes the next ones to the same place

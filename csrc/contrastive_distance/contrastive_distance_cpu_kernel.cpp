@@ -82,7 +82,12 @@ void combine(A a, const T* x, A b, const T* y, A c, const T* z, int64_t count, T
     sum.store_as(into);
   };
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) step(x + i, y + i, kThree ? z + i : nullptr, to + i);
+  for (; i + kLanes <= count; i += kLanes) {
+    __builtin_prefetch(x + i + kAhead / sizeof(T));
+    __builtin_prefetch(y + i + kAhead / sizeof(T));
+    if constexpr (kThree) __builtin_prefetch(z + i + kAhead / sizeof(T));
+    step(x + i, y + i, kThree ? z + i : nullptr, to + i);
+  }
   if (i < count) {
     const Tail<T> last_x(x, i, count), last_y(y, i, count), last_z(z, i, kThree ? count : i);
     T results[kLanes];

@@ -25,12 +25,17 @@ def results() -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_the_same_loss_comes_first(results: dict[str, dict[str, Any]]) -> None:
-    """Same weights, images and noise: what is timed is the same step. After it the batch-norms differ."""
-    expected = results[AUTHORS]["first_loss"]
-    assert results["scrd_fast, float32"]["first_loss"] == pytest.approx(expected, rel=1e-4)
+def test_the_same_distances_come_first(results: dict[str, dict[str, Any]]) -> None:
+    """Same weights, images and noise: what is timed is the same step. After it the batch-norms differ.
+
+    An untrained student is about as far from noisy features as from clean ones, so their ratio, the loss, says little.
+    """
+    expected = results[AUTHORS]["first_distances"]
+    clean, noisy = expected
+    assert abs(clean - noisy) > 1.5e-4 * clean
+    assert results["scrd_fast, float32"]["first_distances"] == pytest.approx(expected, rel=2e-6)
     for name in CONTENDERS[2:]:
-        assert results[name]["first_loss"] == pytest.approx(expected, rel=2e-2)
+        assert results[name]["first_distances"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_our_steps_say_where_the_time_goes(results: dict[str, dict[str, Any]]) -> None:

@@ -26,7 +26,8 @@ class AuthorsStep:
         self.model = model.train()
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.5, 0.999))
 
-    def __call__(self, images: Tensor, noisy: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and what it is a ratio of: both distances, summed over the scales."""
         model = self.model
         with torch.no_grad():
             clean_features, noisy_features = model.teacher(images), model.teacher(noisy)
@@ -35,11 +36,12 @@ class AuthorsStep:
         weights = model.scale_adaptation(embedding)
         unused = model.student(model.bottleneck(noisy_features))
         del unused  # it was made for nothing but the batch-norms' statistics
-        loss = _distance(clean_features, student, weights) / _distance(noisy_features, student, weights)
+        d_clean, d_noisy = (_distance(features, student, weights) for features in (clean_features, noisy_features))
+        loss = d_clean / d_noisy
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return loss.detach()
+        return loss.detach(), d_clean.detach(), d_noisy.detach()
 
 
 def _distance(teacher: list[Tensor], student: list[Tensor], weights: Tensor) -> Tensor:

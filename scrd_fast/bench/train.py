@@ -41,6 +41,9 @@ AUTHORS = "authors, float32"
 CONTENDERS = (AUTHORS, "scrd_fast, float32", "scrd_fast, bfloat16", "scrd_fast, bfloat16, cached features")
 
 
+Timed = Callable[[int], tuple[Tensor, Tensor, Tensor]]  # iteration -> loss and both distances
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """`rounds` processes for each contender, each with `steps` timed steps after one that is not."""
@@ -101,14 +104,14 @@ def run(contender: str, setup: Setup) -> dict[str, Any]:
     device = pick_device(setup.device)
     before = 0 if device.type == "cuda" else peak_bytes(device)
     step, budget = _authors(setup, device) if contender == AUTHORS else _ours(contender, setup, device)
-    first = float(step(0))
+    first = [float(x) for x in step(0)]
     if budget is not None:
         budget.seconds = dict.fromkeys(budget.seconds, 0.0)
         budget.steps = 0
     times = []
     for iteration in range(1, setup.steps + 1):
         start = time.perf_counter()
-        loss = step(iteration)
+        loss, *_ = step(iteration)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
@@ -120,7 +123,8 @@ def run(contender: str, setup: Setup) -> dict[str, Any]:
     dtype = torch.bfloat16 if "bfloat16" in contender else torch.float32
     return {
         "times": times,
-        "first_loss": first,
+        "first_loss": first[0],
+        "first_distances": first[1:],
         "last_loss": float(loss),
         "peak_bytes": peak,
         "budget": None if budget is None else {k: v / setup.steps for k, v in budget.seconds.items()},
@@ -135,7 +139,7 @@ def images_of(setup: Setup, device: torch.device) -> Tensor:
     )
 
 
-def _authors(setup: Setup, device: torch.device) -> tuple[Callable[[int], Tensor], None]:
+def _authors(setup: Setup, device: torch.device) -> tuple[Timed, None]:
     settings = setup.settings(AUTHORS)
     model = new_model(settings).to(device)
     images = normalise(images_of(setup, device), model.config.preprocessing)
@@ -147,7 +151,7 @@ def _authors(setup: Setup, device: torch.device) -> tuple[Callable[[int], Tensor
     return lambda iteration: step(images, noisy), None
 
 
-def _ours(contender: str, setup: Setup, device: torch.device) -> tuple[Callable[[int], Tensor], Budget]:
+def _ours(contender: str, setup: Setup, device: torch.device) -> tuple[Timed, Budget]:
     settings = setup.settings(contender)
     model = new_model(settings)
     numbers, cache = list(range(setup.batch_size)), None
@@ -159,7 +163,13 @@ def _ours(contender: str, setup: Setup, device: torch.device) -> tuple[Callable[
     step = Step(launch(device, settings.precision), model, settings, cache, budget)
     model.train()
     images = images_of(setup, device)
-    return lambda iteration: step(iteration, images, numbers).loss, budget
+
+    def timed(iteration: int) -> tuple[Tensor, Tensor, Tensor]:
+        loss, d_clean, d_noisy, _ = step(iteration, images, numbers)
+        assert d_noisy is not None  # for the type checker: this objective has noise
+        return loss, d_clean.mean(0).sum(), d_noisy.mean(0).sum()
+
+    return timed, budget
 
 
 def count_flops(setup: Setup, cached: bool = False) -> int:
@@ -184,6 +194,6 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] != AUTHORS:
+    if "bfloat16" in sys.argv[1]:
         keep_freed_memory()  # as `scrd-fast train` does
     print(json.dumps(run(sys.argv[1], Setup(**json.loads(sys.argv[2])))))
