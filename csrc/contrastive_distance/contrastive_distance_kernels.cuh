@@ -101,10 +101,10 @@ __device__ Pack<T> no_pack() {
   return load_part<T>(nullptr, 0);
 }
 
-/// A thread's share of a chunk.
-template <typename T, typename A, bool kNoisy>
-__device__ Dots<A> sum_chunk(const Chunk<T>& chunk) {
-  Dots<A> dots{0, 0, 0, 0, 0};
+/// go(i, clean, noisy, student) for each of a thread's packs of a chunk. Of those that can be read at once,
+/// kUnroll are read before the first is used.
+template <typename T, bool kNoisy, typename Go>
+__device__ void for_packs(const Chunk<T>& chunk, const Go& go) {
   int at = static_cast<int>(threadIdx.x);
   for (; at + (kUnroll - 1) * kBlock < chunk.whole; at += kUnroll * kBlock) {
     Pack<T> c[kUnroll], n[kUnroll], s[kUnroll];
@@ -116,12 +116,20 @@ __device__ Dots<A> sum_chunk(const Chunk<T>& chunk) {
       s[u] = load_pack(chunk.student + element);
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) add_products(dots, c[u], n[u], s[u]);
+    for (int u = 0; u < kUnroll; ++u) go(at + u * kBlock, c[u], n[u], s[u]);
   }
   for (; at < chunk.packs(); at += kBlock) {
-    add_products(dots, chunk.load(chunk.clean, at), kNoisy ? chunk.load(chunk.noisy, at) : no_pack<T>(),
-                 chunk.load(chunk.student, at));
+    go(at, chunk.load(chunk.clean, at), kNoisy ? chunk.load(chunk.noisy, at) : no_pack<T>(),
+       chunk.load(chunk.student, at));
   }
+}
+
+/// A thread's share of a chunk.
+template <typename T, typename A, bool kNoisy>
+__device__ Dots<A> sum_chunk(const Chunk<T>& chunk) {
+  Dots<A> dots{0, 0, 0, 0, 0};
+  for_packs<T, kNoisy>(
+      chunk, [&](int, const Pack<T>& c, const Pack<T>& n, const Pack<T>& s) { add_products(dots, c, n, s); });
   return dots;
 }
 
@@ -201,8 +209,22 @@ __device__ void write(const Chunk<T>& chunk, const Scale<A>& scale, const Place<
   i < chunk.whole ? store_pack(to, pack) : store_part(to, pack, chunk.count - at);
 }
 
+template <typename T, typename A, bool kNoisy>
+__device__ void write_chunk(const Chunk<T>& chunk, const Scale<A>& scale, const Place<A>& place,
+                            const Slopes<A>& slope) {
+  const A push = kNoisy ? slope.student_noisy : A(0);
+  for_packs<T, kNoisy>(chunk, [&](int i, const Pack<T>& c, const Pack<T>& n, const Pack<T>& s) {
+    write(chunk, scale, place, scale.to_student, i,
+          combine(slope.student_own, s, slope.student_clean, c, push, n));
+    write(chunk, scale, place, scale.to_clean, i,
+          combine(slope.clean_own, c, slope.clean_student, s, A(0), s));
+    write(chunk, scale, place, scale.to_noisy, i,
+          combine(slope.noisy_own, n, slope.noisy_student, s, A(0), s));
+  });
+}
+
 template <typename T, typename A>
-static __global__ void __launch_bounds__(kBlock, 3)
+static __global__ void __launch_bounds__(kBlock, 2)
     gradients_kernel(Batch<A> batch, Numbers<const A, const A> from) {
   for (int64_t at = blockIdx.x; at < batch.ends[batch.count - 1]; at += gridDim.x) {
     const Place<A> place(batch, at, true);
@@ -212,17 +234,8 @@ static __global__ void __launch_bounds__(kBlock, 3)
     const A* d = from.dots + item * kDots;
     const Slopes<A> slope = slopes<A>({d[0], d[1], d[2], d[3], d[4]}, from.clean[item],
                                       from.noisy == nullptr ? A(0) : from.noisy[item], batch.eps);
-    for (int i = static_cast<int>(threadIdx.x); i < chunk.packs(); i += kBlock) {
-      const Pack<T> c = chunk.load(chunk.clean, i), s = chunk.load(chunk.student, i);
-      const Pack<T> n = chunk.noisy != nullptr ? chunk.load(chunk.noisy, i) : no_pack<T>();
-      const A push = chunk.noisy != nullptr ? slope.student_noisy : A(0);
-      write(chunk, scale, place, scale.to_student, i,
-            combine(slope.student_own, s, slope.student_clean, c, push, n));
-      write(chunk, scale, place, scale.to_clean, i,
-            combine(slope.clean_own, c, slope.clean_student, s, A(0), s));
-      write(chunk, scale, place, scale.to_noisy, i,
-            combine(slope.noisy_own, n, slope.noisy_student, s, A(0), s));
-    }
+    chunk.noisy != nullptr ? write_chunk<T, A, true>(chunk, scale, place, slope)
+                           : write_chunk<T, A, false>(chunk, scale, place, slope);
   }
 }
 
