@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parent
 # Whatever changes what the compilers are or make.
 SWITCHES = re.compile("SCRD_FAST_|TORCH_CUDA_ARCH_LIST$|NVCC|CUDA|CXX|LDFLAGS$|CMAKE_|PATH$")
 GIB = 2**30
+GROUPS = Path("/sys/fs/cgroup")
+CONTROL_GROUPS = (  # versions 2 and 1
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 MEMORY_PER_JOB = 4 * GIB  # one nvcc thread on a file with torch's headers, with room to spare
 
 
@@ -40,18 +45,31 @@ def available_memory() -> int:
     """Free memory, or what the control group leaves of it where that is less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
+    return min([free, *(left for left in map(left_in_group, CONTROL_GROUPS) if left is not None)])
+
+
+def left_in_group(names: tuple[str, str]) -> int | None:
+    """What a control group leaves of its limit. Cached files do not count: they make room when it is needed."""
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit, used = (int((GROUPS / name).read_text()) for name in names)
+        stat = (GROUPS / names[0]).with_name("memory.stat").read_text()
     except (OSError, ValueError):  # no control group, or "max"
-        return free
-    return min(free, limit - used)
+        return None
+    cached = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
+    return limit - used + int(cached[1] if cached else 0)
+
+
+def number(switch: str) -> int | None:
+    value = os.environ.get(switch, "")
+    if value and not (value.isascii() and value.isdigit() and int(value)):
+        sys.exit(f'{switch} must be a number above 0, got "{value}"')
+    return int(value) if value else None
 
 
 def jobs() -> int:
-    if asked := os.environ.get("MAX_JOBS"):
-        return max(1, int(asked))
-    threads = int(os.environ.get("NVCC_THREADS") or 1)
+    if asked := number("MAX_JOBS"):
+        return asked
+    threads = number("NVCC_THREADS") or 1
     try:
         fitting = int(0.7 * available_memory() / (MEMORY_PER_JOB * threads))
     except (OSError, KeyError):  # not Linux
@@ -100,7 +118,7 @@ class CMakeBuild(build_ext):
             stopped = build / "stopped.txt"
             cause = stopped.read_text().strip() if stopped.exists() else f"see above: {error}"
             sys.stdout.flush()
-            sys.exit(f"SCRD_FAST_NATIVE=0 installs without native code.\nscrd_fast: {cause}")
+            sys.exit(f"scrd_fast: {cause} (with SCRD_FAST_NATIVE=0 it installs without native code)")
         # At the very end: setuptools lists the files that it packs after this command.
         atexit.register(print, (build / "summary.txt").read_text(), end="", flush=True)
 
