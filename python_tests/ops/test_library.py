@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -66,20 +67,85 @@ def test_an_intact_copy_loads_without_a_warning(copy: Path) -> None:
     assert "[1, 1, 2, 3]" in shape
 
 
-def test_a_library_that_does_not_load_keeps_its_cause_and_warns_once(copy: Path) -> None:
-    (copy / "libscrd_fast_cpu.so").write_text("not a library")
-    warned, state, reason, shape = use(copy)
-    assert warned.startswith("1 ")
+ASK_BY_NAME = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, scrd_fast
+    noise = scrd_fast.ops.simplex_noise(torch.tensor([1]), (1, 2, 3))
+from scrd_fast.errors import UnavailableError
+from scrd_fast.ops import _library
+try:
+    _library.choose("simplex_noise", "native", torch.device(NAME), None)
+except UnavailableError as error:
+    print(error)
+print(*[w.message for w in caught], sep="; ")
+print({state.name: state.state for state in _library.libraries()}[NAME], noise.shape)
+"""
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_library_that_does_not_load_leaves_a_working_package(copy: Path, name: str) -> None:
+    """One warning; who asks for the kernels by name gets the same text."""
+    if name == "cuda" and torch.version.cuda is None:
+        pytest.skip("a torch without CUDA does not try")
+    (copy / f"libscrd_fast_{name}.so").write_text("not a library")
+    error, warned, state = use(copy, f"\nNAME = {name!r}{ASK_BY_NAME}")
+    assert warned.count("does not load") == 1
+    facts = _library.build_info()
+    assert facts is not None
     for word in (
-        "libscrd_fast_cpu.so",
-        "built with torch",
-        f"found torch {torch.__version__}",
-        "pip install",
+        f"libscrd_fast_{name}.so does not load: ",
+        f"built with torch {facts['torch']}, CUDA {facts['cuda'] or 'none'}",
+        f"found torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        f"to repair it: {_library.repair()}",
     ):
         assert word in warned
-    assert "state='failed to load'" in state
-    assert "libscrd_fast_cpu.so: failed to load: " in reason
-    assert "[1, 1, 2, 3]" in shape  # by the reference
+        assert word in error
+    assert warned.removesuffix(". Until then slower kernels are used") == error.partition(f" on {name}: ")[2]
+    assert state == "failed to load torch.Size([1, 1, 2, 3])"
+
+
+@pytest.mark.parametrize(
+    ("origin", "source"),
+    [
+        (None, "scrd_fast"),  # from an index
+        ('{"url": "file:///my%20clones/scrd_fast", "dir_info": {}}', "'/my clones/scrd_fast'"),
+        ('{"url": "file:///clone", "dir_info": {"editable": true}}', "-e /clone"),
+        ('{"url": "https://example.org/scrd_fast.whl"}', "scrd_fast"),
+        ("not JSON", "scrd_fast"),
+    ],
+)
+def test_the_command_that_repairs_names_where_the_package_came_from(
+    origin: str | None, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = type("Distribution", (), {"read_text": lambda self, name: origin})()
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    assert _library.repair() == f"pip install --force-reinstall --no-deps --no-build-isolation {source}"
+
+
+@pytest.mark.parametrize(
+    ("archs", "gpu", "runs"),
+    [
+        ("8.0 9.0", (9, 0), True),
+        ("8.0", (8, 6), True),  # machine code serves later minor versions
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),  # PTX all later ones
+        ("9.0+PTX", (8, 0), False),
+        ("10.0f", (10, 3), True),
+        ("", (9, 0), False),
+    ],
+)
+def test_a_gpu_that_the_library_has_no_code_for_is_named(
+    archs: str, gpu: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "build_info", lambda: {"torch": "2.11.0", "cuda": "13.0", "cuda_archs": archs})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    _library._gpu_without_code.cache_clear()
+    assert _library._gpu_without_code() == (None if runs else f"a GPU ({gpu[0]}.{gpu[1]})")
+    _library._gpu_without_code.cache_clear()
 
 
 def test_an_absent_library_is_no_reason_to_warn(copy: Path) -> None:

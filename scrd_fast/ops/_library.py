@@ -12,12 +12,17 @@ by name. Triton itself is imported when one of them first runs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import os
+import shlex
 import shutil
+import urllib.parse
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,13 +45,11 @@ __all__ = [
     "libraries",
     "library",
     "operators",
+    "repair",
     "why_not",
 ]
 
 BACKENDS = ("auto", "reference", "native", "triton")
-# Without isolation, so that it builds with the torch in use.
-REPAIR = "pip install --force-reinstall --no-deps --no-build-isolation scrd_fast"
-
 CHANGES_FIRST = "(Tensor(a!)"  # so begins the schema of an operator that works in place
 
 library = torch.library.Library("scrd_fast", "DEF")  # type: ignore[no-untyped-call]
@@ -57,7 +60,7 @@ _triton_is_cuda: set[str] = set()  # those whose CUDA kernel it is
 
 @dataclass(frozen=True)
 class LibraryState:
-    """What became of one shared library. `error` is the cause where a library that exists did not load."""
+    """What became of one shared library. `error`: why one that exists cannot be used, and what repairs it."""
 
     name: str  # the device type that its kernels are for
     path: Path
@@ -84,9 +87,10 @@ def _load(name: str) -> LibraryState:
         return LibraryState(name, path, f"not loaded (torch {torch.__version__} has no CUDA)")
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
-    except OSError as error:
-        _warn(path, str(error))
-        return LibraryState(name, path, "failed to load", str(error))
+    except OSError as cause:
+        error = _mismatch(path, f"does not load: {cause}")
+        warnings.warn(f"{error}. Until then slower kernels are used", stacklevel=2)
+        return LibraryState(name, path, "failed to load", error)
     return _with_instruction_set(path) if name == "cpu" else LibraryState(name, path, "loaded")
 
 
@@ -102,14 +106,25 @@ def _with_instruction_set(path: Path) -> LibraryState:
     return LibraryState("cpu", path, "unusable" if error else "loaded", error, isa)
 
 
-def _warn(path: Path, error: str) -> None:
+def repair() -> str:
+    """The command that installs this package again, from where it came, built with the torch in use."""
+    source = "scrd_fast"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError):
+        origin = json.loads(importlib.metadata.distribution("scrd_fast").read_text("direct_url.json") or "{}")
+        if origin["url"].startswith("file://"):
+            source = urllib.parse.unquote(origin["url"].removeprefix("file://"))
+            source = ("-e " if origin.get("dir_info", {}).get("editable") else "") + shlex.quote(source)
+    return f"pip install --force-reinstall --no-deps --no-build-isolation {source}"
+
+
+def _mismatch(path: Path, trouble: str) -> str:
+    """One sentence: what is wrong, what the library was built for, what there is, and what to type."""
     facts = build_info() or {}
     built = f"torch {facts.get('torch', 'unknown')}, CUDA {facts.get('cuda') or 'none'}"
-    warnings.warn(
-        f"{path.name} does not load: {error}. It was built with {built}; found torch {torch.__version__}, "
-        f"CUDA {torch.version.cuda or 'none'}. Slower kernels are used. To repair it: {REPAIR}",
-        stacklevel=2,
-    )
+    if archs := facts.get("cuda_archs"):
+        built += f", GPUs of {archs}"
+    found = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
+    return f"{path.name} {trouble}; it was built with {built}; found {found}; to repair it: {repair()}"
 
 
 _STATES = {name: _load(name) for name in ("cpu", "cuda")}
@@ -219,12 +234,26 @@ def _why_not_native(op: str, device_type: str) -> str | None:
         return f"there are native kernels for {' and '.join(_STATES)} only, not for {device_type}"
     state = _STATES[device_type]
     if state.state != "loaded":
-        return f"{state.path.name}: {state.state}" + (f": {state.error}" if state.error else "")
+        return state.error or f"{state.path.name}: {state.state}"
     if not _has_kernel(op, device_type) or (device_type == "cuda" and op in _triton_is_cuda):
         return f"{op} has no native kernel for {device_type} yet"
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
+    if device_type == "cuda" and (gpu := _gpu_without_code()):
+        return _mismatch(state.path, f"has no code for {gpu}")
     return None
+
+
+@functools.cache
+def _gpu_without_code() -> str | None:
+    """The current GPU, where the CUDA library holds neither its machine code nor PTX that it could compile."""
+    found = torch.cuda.get_device_capability()
+    for arch in (build_info() or {}).get("cuda_archs", "").split():
+        numbers, _, ptx = arch.partition("+")
+        major, minor = (int(number) for number in numbers.rstrip("af").split("."))
+        if (major == found[0] and minor <= found[1]) or (ptx and (major, minor) <= found):
+            return None
+    return f"{torch.cuda.get_device_name()} ({found[0]}.{found[1]})"
 
 
 def _why_not_triton(op: str, device_type: str) -> str | None:
