@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import TRAIN_FLAGS
 
@@ -40,6 +41,16 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     assert "Usage: scrd-fast" in result.stdout
+
+
+@pytest.mark.parametrize("module", ["scrd_fast", "scrd_fast.info", "scrd_fast.cli"])
+def test_imports_that_must_work_without_torch_or_extras(module: str) -> None:
+    """They bring nothing but the standard library, and typer for the command line."""
+    code = f"import sys\nbefore = set(sys.modules)\nimport {module}\nprint(*set(sys.modules) - before)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    brought = {name.partition(".")[0] for name in result.stdout.split()} - set(sys.stdlib_module_names)
+    allowed = {"scrd_fast", "typer", "click", "shellingham", "rich", "typing_extensions", "annotated_doc", "colorama"}
+    assert brought <= (allowed if module == "scrd_fast.cli" else {"scrd_fast"})
 
 
 def test_python_m_is_the_same_command() -> None:
@@ -229,3 +240,12 @@ def test_info_shows_every_operator(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"simplex_noise", "anomaly_map", "contrastive_distance"} <= facts["operators"].keys()
     assert main(["info"]) == 0
     assert "simplex_noise" in capsys.readouterr().out
+
+
+def test_info_answers_for_one_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--backend", "native-cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "usable with native-cpu: yes"
+    assert main(["info", "--backend", "native-cuda"]) == (0 if torch.cuda.is_available() else 4)
+    found = capsys.readouterr().out.splitlines()[-1]
+    assert found.startswith("usable with native-cuda: " + ("yes" if torch.cuda.is_available() else "no"))
+    assert "--backend" in fails(["info", "--backend", "native"], 2, capsys)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_a_broken_torch_is_reported_and_not_raised(tmp_path: Path, source: str, 
     assert "usable: no" in text
     assert broken["build"]["torch_target"] == "2.11"  # what needs no torch is still there
     assert broken["memory_bytes"]["total"] > 0
+
+
+def test_a_library_that_does_not_load_is_in_the_report(tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns("__pycache__")
+    copy = shutil.copytree(Path(info.__file__).parent, tmp_path / "scrd_fast", ignore=ignored)
+    (copy / "libscrd_fast_cpu.so").write_text("not a library")
+    found, usable, text = collect_with(tmp_path, None)
+    assert usable  # the reference is there
+    assert found["libraries"][0]["state"] == "failed to load"
+    for word in ("does not load", "built with torch", "found torch", "to repair it: pip install"):
+        assert word in found["operators"]["simplex_noise"]["native cpu"]
+        assert word in text
+
+
+def test_nothing_in_the_environment_is_needed(tmp_path: Path) -> None:
+    bare = dict.fromkeys((*info.VARIABLES, "LD_LIBRARY_PATH", "HOME"), "")
+    found, usable, _ = collect_with(tmp_path, None, **bare)
+    assert usable
+    assert [name for name, section in found.items() if "error" in section] == []
+    assert found["environment"]["CUDA_HOME"] in (None, "")
 
 
 def test_environment_and_compilers(tmp_path: Path) -> None:

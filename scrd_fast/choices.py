@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "Backend",
     "Cache",
     "CachePlace",
     "Device",
@@ -29,4 +30,5 @@ Noise = Literal["opensimplex", "hashed"]
 Switch = Literal["on", "off"]
 CachePlace = Literal["memory", "disk"]
 Cache = Literal["auto", "memory", "disk", "off"]
+Backend = Literal["native-cpu", "native-cuda", "triton", "reference"]
 FeatureCache = Literal["memory", "disk", "off"]

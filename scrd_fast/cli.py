@@ -13,7 +13,19 @@ from typing import Annotated, Any
 
 import typer
 
-from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score, Switch
+from scrd_fast.choices import (
+    Backend,
+    Cache,
+    Device,
+    FeatureCache,
+    Fit,
+    Intensity,
+    Noise,
+    Objective,
+    Precision,
+    Score,
+    Switch,
+)
 from scrd_fast.console import Console
 from scrd_fast.memory import keep_freed_memory
 from scrd_fast.verbs import run, verb
@@ -41,15 +53,20 @@ PrecisionOption = Annotated[Precision, typer.Option("--precision", help="32 or b
 
 @app.command()
 @verb
-def info(console: Console) -> None:
+def info(
+    console: Console,
+    backend: Annotated[
+        Backend | None, typer.Option("--backend", help="Exit with code 4 unless every operator has this one.")
+    ] = None,
+) -> None:
     """Show what is installed, what was built, and which backend runs each operator."""
     import json
 
     from scrd_fast import info as module
 
     facts = module.collect()
-    print(json.dumps(facts, indent=2) if console.json else module.render(facts))
-    raise typer.Exit(0 if module.usable(facts) else 4)
+    print(json.dumps(facts, indent=2) if console.json else module.render(facts, backend))
+    raise typer.Exit(0 if module.usable(facts, backend) else 4)
 
 
 def _size_or_auto(text: str) -> int | str:

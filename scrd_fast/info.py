@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scrd_fast import __version__
+from scrd_fast.choices import Backend
 
 __all__ = ["collect", "render", "usable"]
 
@@ -59,19 +60,26 @@ def collect() -> dict[str, Any]:
     return {name: _guarded(section) for name, section in sections.items()}
 
 
-def usable(info: dict[str, Any]) -> bool:
-    """Whether the operators work at all, on whatever backend."""
+def usable(info: dict[str, Any], backend: Backend | None = None) -> bool:
+    """Whether the operators work at all, on whatever backend, or all of them on the one that is named."""
     operators = info["operators"]
-    return bool(operators) and "error" not in operators and "error" not in info["torch"]
+    if not operators or "error" in operators or "error" in info["torch"]:
+        return False
+    if backend is None:
+        return True
+    # A gradient that has no kernel of its own is part of another's.
+    rows = [row for name, row in operators.items() if not name.endswith("_backward")]
+    return all(row[backend.replace("-", " ")] == "available" for row in rows)
 
 
-def render(info: dict[str, Any]) -> str:
+def render(info: dict[str, Any], backend: Backend | None = None) -> str:
     """The same facts as text for people."""
     lines: list[str] = []
     for title, section in info.items():
         lines.append(f"{title.removesuffix('_bytes').replace('_', ' ')}:")
         lines += [f"  {line}" for line in _lines(title, section)] or ["  none"]
-    lines.append("usable: " + ("yes" if usable(info) else "no; the errors above say why"))
+    name = "usable" if backend is None else f"usable with {backend}"
+    lines.append(f"{name}: " + ("yes" if usable(info, backend) else "no; see above why"))
     return "\n".join(lines)
 
 
