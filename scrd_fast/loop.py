@@ -136,7 +136,7 @@ class Loop:
         shapes = [(c, side, side) for c, side in zip(teacher.channels, sides, strict=True)]
         return TensorCache(
             len(self.store), shapes, torch.bfloat16, settings.cache_features,
-            folder=self.run_folder.path, what="features", channels_last=True,
+            folder=self.run_folder.path, what="features (--cache-features)", channels_last=True,
         )  # fmt: skip
 
     def _require_finite(self) -> None:

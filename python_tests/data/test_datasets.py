@@ -179,7 +179,9 @@ def test_the_store_says_where_images_do_not_fit(tmp_path: Path, monkeypatch: pyt
     needed = 2 * 3 * 32 * 32 * 4
     free = {"memory": needed, "disk": 2 * needed}  # not all that is free may be used
     monkeypatch.setattr("scrd_fast.data.cache.free_bytes", lambda place, folder: free[place])
-    with pytest.raises(ScrdFastError, match=r"the pixels of 2 images need 0\.0 MB of memory, and 0\.0 MB are free"):
+    with pytest.raises(
+        ScrdFastError, match=r"the pixels \(--cache\) of 2 images need 0\.0 MB of memory, and 0\.0 MB are free"
+    ):
         ImageStore(paths, Preprocessing(size=32), "memory", tmp_path)
     stores = [ImageStore(paths, Preprocessing(size=32), "auto", folder) for folder in (tmp_path, None)]
     paths[0].unlink()

@@ -42,7 +42,9 @@ class ImageStore:
         place = place_for(4 * len(self.paths) * prod(shape), folder) if cache == "auto" else cache
         self._cache = None
         if place is not None and place != "off":
-            self._cache = TensorCache(len(self.paths), [shape], torch.float32, place, what="pixels", folder=folder)
+            self._cache = TensorCache(
+                len(self.paths), [shape], torch.float32, place, what="pixels (--cache)", folder=folder
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
