@@ -2,13 +2,14 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
-NEWER := .venv-newer
+TORCH ?= 2.15.0
+WHEEL_ARCHS := 7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/*/*.h python_tests/*/*.cpp)
 
-.PHONY: help install test test-newer-torch lint format demo bench clean
+.PHONY: help install test test-release wheel test-wheel install-matrix lint format demo bench clean
 
 help:
 	@echo "make demo              make a data set, train, evaluate, screen; ends with demo/report.html"
@@ -16,7 +17,10 @@ help:
 	@echo "make install           .venv with the package, all extras and the development tools"
 	@echo "make lint              ruff, mypy, clang-format; make format mends what can be mended"
 	@echo "make bench             measure the operators: table, build/bench.json, build/bench.csv"
-	@echo "make test-newer-torch  the same binaries under torch 2.13, in a second environment"
+	@echo "make wheel             wheel and source archive of a release in dist/, for all GPUs, checked"
+	@echo "make test-wheel        that wheel in a fresh environment with torch $(TORCH): the operators' tests"
+	@echo "make test-release      the tests that make test leaves out"
+	@echo "make install-matrix    every way to install in every situation; the table of docs/installation.md"
 
 install: $(STAMP)
 
@@ -33,10 +37,18 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 test: install
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-newer-torch: install
-	test -x $(NEWER)/bin/python || $(PYTHON) -m venv $(NEWER)
-	$(NEWER)/bin/pip install -q torch==2.13.0 "numpy<2.4" numba opensimplex pytest pytest-timeout pillow scipy hypothesis
-	python_tests/newer_torch.sh $(NEWER)
+wheel: install
+	TORCH_CUDA_ARCH_LIST="$(WHEEL_ARCHS)" $(BIN)/python python_tests/packaging/build_wheel.py dist
+
+test-release: install
+	$(BIN)/python -m pytest -m release
+
+test-wheel: install
+	ls dist/*.whl || $(MAKE) wheel
+	$(BIN)/python python_tests/packaging/use_wheel.py dist $(TORCH)
+
+install-matrix: install
+	$(BIN)/python python_tests/packaging/install_matrix.py
 
 lint: install
 	$(BIN)/ruff check .

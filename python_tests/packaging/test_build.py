@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HAS_NVCC = shutil.which("nvcc") is not None and torch.version.cuda is not None
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 ARCHS = "9.0"  # one architecture: seven take a minute
@@ -219,6 +219,35 @@ def test_compilers_at_a_time_fit_into_memory(setup_script: ModuleType, monkeypat
     assert setup_script.jobs() == 1
     monkeypatch.setenv("MAX_JOBS", "11")
     assert setup_script.jobs() == 11
+
+
+@pytest.mark.parametrize("value", ["two", "0", "-1", "1.5"])
+@pytest.mark.parametrize("switch", ["MAX_JOBS", "NVCC_THREADS"])
+def test_a_number_of_compilers_that_is_none_is_refused(
+    switch: str, value: str, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setenv(switch, value)
+    with pytest.raises(SystemExit, match=f'{switch} must be a number above 0, got "{value}"'):
+        setup_script.jobs()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_control_group_leaves_less_memory(
+    version: int, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(setup_script, "GROUPS", tmp_path)
+    free = setup_script.available_memory()
+    assert free > 2**20
+    limit, used = (tmp_path / name for name in setup_script.CONTROL_GROUPS[2 - version])
+    limit.parent.mkdir(exist_ok=True)
+    cached = "inactive_file" if version == 2 else "total_inactive_file"
+    (limit.parent / "memory.stat").write_text(f"anon 5\n{cached} {3 * 2**10}\nactive_file 7\n")
+    used.write_text(f"{8 * 2**10}\n")
+    limit.write_text(f"{10 * 2**10}\n")
+    assert setup_script.available_memory() == 5 * 2**10
+    limit.write_text("max\n")
+    assert setup_script.available_memory() > 2**20
 
 
 def test_each_set_of_switches_has_its_own_build_folder(
