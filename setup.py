@@ -27,10 +27,6 @@ ROOT = Path(__file__).resolve().parent
 SWITCHES = re.compile("SCRD_FAST_|TORCH_CUDA_ARCH_LIST$|NVCC|CUDA|CXX|LDFLAGS$|CMAKE_|PATH$")
 GIB = 2**30
 GROUPS = Path("/sys/fs/cgroup")
-CONTROL_GROUPS = (  # versions 2 and 1
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 MEMORY_PER_JOB = 4 * GIB  # one nvcc thread on a file with torch's headers, with room to spare
 
 
@@ -45,14 +41,29 @@ def available_memory() -> int:
     """Free memory, or what the control group leaves of it where that is less."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min([free, *(left for left in map(left_in_group, CONTROL_GROUPS) if left is not None)])
+    return min([free, *(left for left in map(left_in_group, control_groups()) if left is not None)])
 
 
-def left_in_group(names: tuple[str, str]) -> int | None:
+def control_groups() -> list[tuple[Path, Path]]:
+    """Limit and use of memory of this process's groups, of both versions, and of those that they are in."""
+    found = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines() if GROUPS.is_dir() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = GROUPS / "memory" if controllers else GROUPS
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        own = root / path.lstrip("/")
+        folders = [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
+        found += [(folder / names[0], folder / names[1]) for folder in folders]
+    return found
+
+
+def left_in_group(files: tuple[Path, Path]) -> int | None:
     """What a control group leaves of its limit. Cached files do not count: they make room when it is needed."""
     try:
-        limit, used = (int((GROUPS / name).read_text()) for name in names)
-        stat = (GROUPS / names[0]).with_name("memory.stat").read_text()
+        limit, used = (int(file.read_text()) for file in files)
+        stat = files[0].with_name("memory.stat").read_text()
     except (OSError, ValueError):  # no control group, or "max"
         return None
     cached = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
@@ -67,9 +78,9 @@ def number(switch: str) -> int | None:
 
 
 def jobs() -> int:
-    if asked := number("MAX_JOBS"):
+    asked, threads = number("MAX_JOBS"), number("NVCC_THREADS") or 1
+    if asked is not None:
         return asked
-    threads = number("NVCC_THREADS") or 1
     try:
         fitting = int(0.7 * available_memory() / (MEMORY_PER_JOB * threads))
     except (OSError, KeyError):  # not Linux
@@ -93,13 +104,16 @@ def tool_folders() -> list[str]:
     return [getattr(importlib.import_module(name), homes[name]) for name in sorted(found)]
 
 
-class PythonFiles(build_py):
-    """Drops the libraries of an earlier build from where this one writes: they would be packed or loaded."""
+def drop_libraries(target: Path) -> None:
+    """Those of an earlier build, where this one writes: they would be packed or loaded."""
+    for library in (target / "scrd_fast").glob("*.so"):
+        library.unlink()
 
+
+class PythonFiles(build_py):
     def run(self) -> None:
-        package = ROOT / "scrd_fast" if self.editable_mode else Path(self.build_lib) / "scrd_fast"
-        for library in package.glob("*.so"):
-            library.unlink()
+        if not native():
+            drop_libraries(ROOT if self.editable_mode else Path(self.build_lib))
         super().run()
 
 
@@ -107,15 +121,17 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         target = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         build = build_folder()
+        stopped = build / "stopped.txt"
+        stopped.unlink(missing_ok=True)
         count = jobs()
         print(f"scrd_fast: {count} compilers at a time (MAX_JOBS), build folder {build}", flush=True)
         options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={target}"]
         try:
             self._cmake("-S", ROOT, "-B", build, "-G", "Ninja", *options)
             self._cmake("--build", build, "--parallel", count)
+            drop_libraries(target)  # not before: a build that fails leaves what was there
             self._cmake("--install", build)
         except (OSError, subprocess.CalledProcessError) as error:
-            stopped = build / "stopped.txt"
             cause = stopped.read_text().strip() if stopped.exists() else f"see above: {error}"
             sys.stdout.flush()
             sys.exit(f"scrd_fast: {cause} (with SCRD_FAST_NATIVE=0 it installs without native code)")

@@ -24,12 +24,13 @@ print(json.dumps([facts, info.usable(facts), info.render(facts)]))
 """
 
 
-def collect_with(tmp_path: Path, torch_source: str | None, **variables: str) -> tuple[dict[str, Any], bool, str]:
-    """What another process collects whose torch is `torch_source`."""
+def collect_with(tmp_path: Path, torch_source: str | None, **variables: str | None) -> tuple[dict[str, Any], bool, str]:
+    """What another process collects whose torch is `torch_source`, without the variables that are None."""
     if torch_source is not None:
         (tmp_path / "torch").mkdir()
         (tmp_path / "torch" / "__init__.py").write_text(torch_source)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"} | variables
+    every: dict[str, str | None] = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", **variables}
+    environment = {name: value for name, value in every.items() if value is not None}
     done = subprocess.run(
         [sys.executable, "-c", COLLECT],
         env=environment,
@@ -86,6 +87,7 @@ def test_text_has_every_fact(facts: dict[str, Any]) -> None:
         ("raise OSError('libtorch_cpu.so: undefined symbol')", "undefined symbol"),
         ("raise ModuleNotFoundError('No module named torch')", "No module named torch"),
         ("raise RuntimeError('a broken installation')", "a broken installation"),
+        ("raise SystemExit('not on this machine')", "not on this machine"),
         ("", "has no attribute"),
     ],
 )
@@ -113,11 +115,11 @@ def test_a_library_that_does_not_load_is_in_the_report(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_environment_is_needed(tmp_path: Path) -> None:
-    bare = dict.fromkeys((*info.VARIABLES, "LD_LIBRARY_PATH", "HOME"), "")
-    found, usable, _ = collect_with(tmp_path, None, **bare)
+    names = (*info.VARIABLES, "LD_LIBRARY_PATH", "HOME")
+    found, usable, _ = collect_with(tmp_path, None, **dict.fromkeys(names))
     assert usable
     assert [name for name, section in found.items() if "error" in section] == []
-    assert found["environment"]["CUDA_HOME"] in (None, "")
+    assert found["environment"] == dict.fromkeys(info.VARIABLES)
 
 
 def test_environment_and_compilers(tmp_path: Path) -> None:
@@ -130,6 +132,17 @@ def test_environment_and_compilers(tmp_path: Path) -> None:
     assert found["compilers"]["nvcc"] == f"{nvcc}: release 12.4, V12.4.99"
     assert found["environment"]["MAX_JOBS"] == "3"
     assert "MAX_JOBS: 3" in text
+
+
+def test_the_driver_is_known_where_it_has_a_program_only(tmp_path: Path) -> None:
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("the driver's file comes first")
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n[ $1 = --query-gpu=driver_version ] && echo 581.29\n")
+    program.chmod(0o755)
+    found, _, _ = collect_with(tmp_path, "raise ImportError", PATH=f"{program.parent}:{os.environ['PATH']}")
+    assert found["system"]["driver"] == "581.29"
 
 
 def test_no_compiler_at_all(tmp_path: Path) -> None:

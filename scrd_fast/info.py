@@ -105,7 +105,7 @@ def _text(value: Any) -> str:
 def _guarded(section: Callable[[], Any]) -> Any:
     try:
         return section()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -121,6 +121,8 @@ def _system() -> dict[str, Any]:
     return {
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
+        "driver": _driver(),
+        "triton": _version("triton"),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
@@ -131,17 +133,19 @@ def _torch() -> dict[str, Any]:
         "version": torch.__version__,
         "commit": torch.version.git_version,
         "cuda": torch.version.cuda,
-        "driver": _driver(),
-        "triton": _version("triton"),
         "threads": torch.get_num_threads(),
     }
 
 
 def _driver() -> str | None:
+    """NVIDIA's. WSL has no file of it, but the program."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
     except OSError:
-        return None
+        program = shutil.which("nvidia-smi")
+        return (
+            _output(program, "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0] if program else None
+        )
     found = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", text)
     return found[1] if found else text.splitlines()[0]
 
@@ -207,8 +211,10 @@ def _first_line(command: str) -> str | None:
     return f"{found}: {_output(found).splitlines()[0]}" if found else None
 
 
-def _output(program: str) -> str:
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
+def _output(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [program, *(arguments or ("--version",))], capture_output=True, text=True, timeout=20, check=False
+    )
     return done.stdout or done.stderr or "says nothing"
 
 

@@ -98,7 +98,7 @@ def test_a_library_that_does_not_load_leaves_a_working_package(copy: Path, name:
         f"libscrd_fast_{name}.so does not load: ",
         f"built with torch {facts['torch']}, CUDA {facts['cuda'] or 'none'}",
         f"found torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}",
-        f"to repair it: {_library.repair()}",
+        f"to repair it: {_library.repair(name)}",
     ):
         assert word in warned
         assert word in error
@@ -109,11 +109,16 @@ def test_a_library_that_does_not_load_leaves_a_working_package(copy: Path, name:
 @pytest.mark.parametrize(
     ("origin", "source"),
     [
-        (None, "scrd_fast"),  # from an index
+        (None, "--no-binary scrd_fast scrd_fast"),  # from an index
         ('{"url": "file:///my%20clones/scrd_fast", "dir_info": {}}', "'/my clones/scrd_fast'"),
         ('{"url": "file:///clone", "dir_info": {"editable": true}}', "-e /clone"),
-        ('{"url": "https://example.org/scrd_fast.whl"}', "scrd_fast"),
-        ("not JSON", "scrd_fast"),
+        ('{"url": "file:///tmp/scrd_fast-0.1.0.tar.gz", "archive_info": {}}', "/tmp/scrd_fast-0.1.0.tar.gz"),
+        ('{"url": "file:///tmp/scrd_fast-0.1.0.whl"}', "--no-binary scrd_fast scrd_fast"),
+        (
+            '{"url": "https://example.org/scrd_fast", "vcs_info": {"vcs": "git", "commit_id": "ab12"}}',
+            "git+https://example.org/scrd_fast@ab12",
+        ),
+        ("not JSON", "--no-binary scrd_fast scrd_fast"),
     ],
 )
 def test_the_command_that_repairs_names_where_the_package_came_from(
@@ -121,7 +126,7 @@ def test_the_command_that_repairs_names_where_the_package_came_from(
 ) -> None:
     found = type("Distribution", (), {"read_text": lambda self, name: origin})()
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
-    assert _library.repair() == f"pip install --force-reinstall --no-deps --no-build-isolation {source}"
+    assert _library.repair("cpu") == f"pip install --force-reinstall --no-deps --no-build-isolation {source}"
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,8 @@ def test_the_command_that_repairs_names_where_the_package_came_from(
         ("8.0+PTX", (9, 0), True),  # PTX all later ones
         ("9.0+PTX", (8, 0), False),
         ("10.0f", (10, 3), True),
+        ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
         ("", (9, 0), False),
     ],
 )
@@ -141,11 +148,19 @@ def test_a_gpu_that_the_library_has_no_code_for_is_named(
     archs: str, gpu: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_library, "build_info", lambda: {"torch": "2.11.0", "cuda": "13.0", "cuda_archs": archs})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
     _library._gpu_without_code.cache_clear()
-    assert _library._gpu_without_code() == (None if runs else f"a GPU ({gpu[0]}.{gpu[1]})")
+    assert _library._gpu_without_code(0) == (None if runs else f"a GPU ({gpu[0]}.{gpu[1]})")
     _library._gpu_without_code.cache_clear()
+
+
+def test_two_libraries_that_do_not_load_make_one_warning(copy: Path) -> None:
+    for name in ("cpu", "cuda"):
+        (copy / f"libscrd_fast_{name}.so").write_text("not a library")
+    warned, *_ = use(copy)
+    assert warned.startswith("1 ")
+    assert warned.count("does not load") == (1 if torch.version.cuda is None else 2)
 
 
 def test_an_absent_library_is_no_reason_to_warn(copy: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 __all__ = [
+    "BUILD_TOOLS",
     "SITUATIONS", "WAYS", "Outcome", "Situation", "Way", "clean_variables", "copy_source", "install", "mistakes",
     "new_environment", "pip_indexes", "uv",
 ]  # fmt: skip
@@ -225,7 +226,8 @@ def mistakes(way: Way, situation: Situation, outcome: Outcome) -> list[str]:
     if outcome.torch_changed:
         found.append("files of torch changed")
     if way.isolated and not situation.network:
-        return found
+        kept = way.name.startswith("uv")  # what uv has fetched before it has still
+        return found if outcome.failed or kept else [*found, "did not fail, though nothing could be fetched"]
     if outcome.failed != situation.fails:
         return [*found, f"{'failed' if outcome.failed else 'did not fail'}: {outcome.said()}"]
     if not re.search(situation.cause or "", outcome.said()):
@@ -276,8 +278,9 @@ def _site(python: Path) -> Path:
 
 
 def _files_of_torch(python: Path) -> list[tuple[str, int, int, int]]:
-    """Every file of the torch that the user had: path, size, time of change, and number on the disk."""
-    files = sorted(file for file in (_site(python) / "torch").rglob("*") if file.suffix != ".pyc" and file.is_file())
+    """Every file of the torch that the user had and of what came with it: path, size, time of change, and inode."""
+    folders = [folder for name in ("torch*", "nvidia*", "triton*") for folder in _site(python).glob(name)]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix != ".pyc" and file.is_file())
     stats = [(str(file), file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
 

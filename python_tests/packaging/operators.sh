@@ -19,9 +19,10 @@ cd "$folder"
 import torch, scrd_fast
 from scrd_fast.ops import _library
 
-built, state = _library.build_info()["torch"], _library.libraries()[0]
-print(f"{scrd_fast.__file__}: built with torch {built}, run with torch {torch.__version__}: {state.name} {state.state}")
+facts, states = _library.build_info(), {state.name: state.state for state in _library.libraries()}
+print(f"{scrd_fast.__file__}: built with torch {facts['torch']}, run with torch {torch.__version__}: {states}")
 assert "site-packages" in scrd_fast.__file__, "not an installed package"
-assert state.state == "loaded", state
+assert states["cpu"] == "loaded"
+assert (states["cuda"] == "loaded") == bool(facts["cuda"] and torch.version.cuda), "the CUDA library"
 CHECK
 "$python" -m pytest -p no:cacheprovider python_tests/ops "$@"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -199,6 +200,86 @@ def test_a_failed_build_ends_with_its_cause(
     assert cause in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
+def test_a_compiler_that_was_missing_is_found_once_it_is_there(source: Path, tmp_path: Path) -> None:
+    """The same switches, so the same build folder."""
+    compiler = tmp_path / "c++"
+    done = build(source, tmp_path / "out", SCRD_FAST_CUDA="0", CXX=str(compiler))
+    assert f'no C++ compiler that works: looked at CXX="{compiler}" and PATH' in done.stdout.splitlines()[-1]
+    compiler.symlink_to(shutil.which("c++") or "c++")
+    wheel_in(tmp_path / "out", build(source, tmp_path / "out", SCRD_FAST_CUDA="0", CXX=str(compiler)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("known", "archs"),
+    [
+        ((75, 80, 86, 87, 89, 90, 100, 103, 120, 121), "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
+        ((50, 75, 80, 86, 89, 90), "7.5;8.0;8.6;8.9;9.0+PTX"),  # CUDA 12.6
+    ],
+)
+def test_without_a_gpu_code_is_for_all_that_nvcc_knows(
+    known: tuple[int, ...], archs: str, source: Path, tmp_path: Path
+) -> None:
+    """An nvcc that is made up: it answers the questions before the first compilation."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        pytest.skip("needs a torch with CUDA, and no GPU")
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    codes = "\\n".join(f"sm_{number}" for number in known)
+    release = f"release {torch.version.cuda.split('.')[0]}.0"
+    nvcc.write_text(
+        f"#!/bin/sh\ncase $1 in --list-gpu-code) printf '{codes}\\n';; *) echo '{release}'; exit 0;; esac\n"
+    )
+    nvcc.chmod(0o755)
+    done = build(source, tmp_path / "out", SCRD_FAST_CUDA="1", TORCH_CUDA_ARCH_LIST="", CUDA_HOME=str(tmp_path))
+    assert f"GPU architectures: {archs}\n" in done.stdout
+    assert "cannot compile and link a trial program" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_build_that_fails_leaves_the_libraries_that_were_there(source: Path, tmp_path: Path) -> None:
+    shutil.copytree(source, tmp_path / "clone")
+    library = tmp_path / "clone" / "scrd_fast" / "libscrd_fast_cpu.so"
+    library.write_text("of an earlier build")
+    editable = BUILD.replace("build_wheel", "build_editable")
+    done = subprocess.run(
+        [sys.executable, "-c", editable, str(tmp_path)],
+        cwd=tmp_path / "clone",
+        env=os.environ | {"CXX": "/nonexistent/c++"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert library.exists()
+
+
+def test_extras_beside_a_matching_torchvision_bring_no_other_torch() -> None:
+    """Of this environment: what pip would install for all extras."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-build-isolation", "--report", "-"]
+    env = os.environ | {"SCRD_FAST_NATIVE": "0"}
+    done = subprocess.run([*command, f"{ROOT}[all]"], env=env, capture_output=True, text=True, check=True)
+    names = {item["metadata"]["name"] for item in json.loads(done.stdout)["install"]}
+    assert "scrd_fast" in names
+    assert names & {"torch", "torchvision", "triton"} == set()
+
+
+@pytest.mark.slow
+def test_a_torch_that_is_too_old_is_refused(source: Path, tmp_path: Path) -> None:
+    """One that is made up: enough for the questions that the build asks."""
+    old = tmp_path / "old" / "torch"
+    (old / "utils").mkdir(parents=True)
+    (old / "__init__.py").write_text(
+        "import types\n__version__ = '2.10.1+cpu'\nversion = types.SimpleNamespace(cuda=None)\n"
+    )
+    (old / "utils" / "__init__.py").touch()
+    (old / "utils" / "cpp_extension.py").write_text("include_paths = library_paths = lambda device: []\n")
+    done = build(source, tmp_path / "out", PYTHONPATH=str(old.parent))
+    assert done.returncode != 0
+    assert re.search(r"torch 2\.10\.1\+cpu in \S+ is too old: 2\.11 or newer is needed", done.stdout.splitlines()[-1])
+
+
 @pytest.fixture
 def setup_script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
@@ -226,28 +307,34 @@ def test_compilers_at_a_time_fit_into_memory(setup_script: ModuleType, monkeypat
 def test_a_number_of_compilers_that_is_none_is_refused(
     switch: str, value: str, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MAX_JOBS", raising=False)
+    monkeypatch.setenv("MAX_JOBS", "2")
     monkeypatch.setenv(switch, value)
     with pytest.raises(SystemExit, match=f'{switch} must be a number above 0, got "{value}"'):
         setup_script.jobs()
 
 
 @pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("level", ["", "job", "job/step"])
 def test_a_control_group_leaves_less_memory(
-    version: int, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    version: int, level: str, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(setup_script, "GROUPS", tmp_path)
+    """Of the process or of one that it is in."""
     free = setup_script.available_memory()
-    assert free > 2**20
-    limit, used = (tmp_path / name for name in setup_script.CONTROL_GROUPS[2 - version])
-    limit.parent.mkdir(exist_ok=True)
-    cached = "inactive_file" if version == 2 else "total_inactive_file"
-    (limit.parent / "memory.stat").write_text(f"anon 5\n{cached} {3 * 2**10}\nactive_file 7\n")
-    used.write_text(f"{8 * 2**10}\n")
-    limit.write_text(f"{10 * 2**10}\n")
+    monkeypatch.setattr(setup_script, "GROUPS", tmp_path)
+    lines = "3:cpu,cpuacct:/elsewhere\n7:memory:/job/step\n" if version == 1 else "0::/job/step\n"
+    read_text = Path.read_text
+    faked = lambda path: lines if str(path) == "/proc/self/cgroup" else read_text(path)  # noqa: E731
+    monkeypatch.setattr(Path, "read_text", faked)
+    group = (tmp_path / "memory" if version == 1 else tmp_path) / level
+    group.mkdir(parents=True, exist_ok=True)
+    limit, used = ("limit_in_bytes", "usage_in_bytes") if version == 1 else ("max", "current")
+    cached = "total_inactive_file" if version == 1 else "inactive_file"
+    (group / "memory.stat").write_text(f"anon 5\n{cached} {3 * 2**10}\nactive_file 7\n")
+    (group / f"memory.{used}").write_text(f"{8 * 2**10}\n")
+    (group / f"memory.{limit}").write_text(f"{10 * 2**10}\n")
     assert setup_script.available_memory() == 5 * 2**10
-    limit.write_text("max\n")
-    assert setup_script.available_memory() > 2**20
+    (group / f"memory.{limit}").write_text("max\n")
+    assert setup_script.available_memory() > free / 2
 
 
 def test_each_set_of_switches_has_its_own_build_folder(

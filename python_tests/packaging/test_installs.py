@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from installs import (
+    BUILD_TOOLS,
     ROOT,
     SITUATIONS,
     USE,
@@ -52,6 +53,21 @@ def test_an_installation_is_what_it_should_be(way: str, situation: str, tmp_path
     outcome = install(found_way, found_situation, tmp_path)
     shutil.rmtree(tmp_path / "env")
     assert mistakes(found_way, found_situation, outcome) == [], outcome.output[-5000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["torch", "pybind11"])
+def test_an_environment_without_what_the_build_needs_is_told_so(missing: str, tmp_path: Path) -> None:
+    tools = [tool for tool in BUILD_TOOLS if tool != missing]
+    python = new_environment(tmp_path / "env", *tools, *(["torch==2.13.0"] if missing != "torch" else []))
+    source = copy_source(tmp_path / "source")
+    command = [str(python), "-m", "pip", "install", "--no-build-isolation", "--no-deps", str(source)]
+    done = subprocess.run(command, env=clean_variables(), capture_output=True, text=True, check=False)
+    shutil.rmtree(tmp_path / "env")
+    assert done.returncode != 0
+    said = Outcome(done.stdout + done.stderr, 0, failed=True).said()
+    assert f"the build needs torch and pybind11 in {python}: {missing} is not installed there; install them" in said
+    assert "No module named" not in said
 
 
 def test_what_is_wrong_is_found() -> None:

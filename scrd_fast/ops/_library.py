@@ -88,9 +88,7 @@ def _load(name: str) -> LibraryState:
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as cause:
-        error = _mismatch(path, f"does not load: {cause}")
-        warnings.warn(f"{error}. Until then slower kernels are used", stacklevel=2)
-        return LibraryState(name, path, "failed to load", error)
+        return LibraryState(name, path, "failed to load", _mismatch(name, path, f"does not load: {cause}"))
     return _with_instruction_set(path) if name == "cpu" else LibraryState(name, path, "loaded")
 
 
@@ -106,28 +104,40 @@ def _with_instruction_set(path: Path) -> LibraryState:
     return LibraryState("cpu", path, "unusable" if error else "loaded", error, isa)
 
 
-def repair() -> str:
-    """The command that installs this package again, from where it came, built with the torch in use."""
-    source = "scrd_fast"
+def repair(name: str) -> str:
+    """The command that builds this package again, from where it came, with the torch in use; `name` of the library."""
+    source = "--no-binary scrd_fast scrd_fast"
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError, KeyError):
         origin = json.loads(importlib.metadata.distribution("scrd_fast").read_text("direct_url.json") or "{}")
-        if origin["url"].startswith("file://"):
-            source = urllib.parse.unquote(origin["url"].removeprefix("file://"))
-            source = ("-e " if origin.get("dir_info", {}).get("editable") else "") + shlex.quote(source)
-    return f"pip install --force-reinstall --no-deps --no-build-isolation {source}"
+        url, code = origin["url"], origin.get("vcs_info")
+        if code is not None:
+            source = shlex.quote(f"{code['vcs']}+{url}@{code['commit_id']}")
+        elif url.startswith("file://") and not url.endswith(".whl"):  # a wheel would stay what it is
+            folder = shlex.quote(urllib.parse.unquote(url.removeprefix("file://")))
+            source = f"-e {folder}" if origin.get("dir_info", {}).get("editable") else folder
+    switch = "SCRD_FAST_CUDA=1 " if name == "cuda" else ""  # or it could come without, and say nothing
+    return f"{switch}pip install --force-reinstall --no-deps --no-build-isolation {source}"
 
 
-def _mismatch(path: Path, trouble: str) -> str:
+def _mismatch(name: str, path: Path, trouble: str) -> str:
     """One sentence: what is wrong, what the library was built for, what there is, and what to type."""
     facts = build_info() or {}
     built = f"torch {facts.get('torch', 'unknown')}, CUDA {facts.get('cuda') or 'none'}"
     if archs := facts.get("cuda_archs"):
         built += f", GPUs of {archs}"
     found = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
-    return f"{path.name} {trouble}; it was built with {built}; found {found}; to repair it: {repair()}"
+    return f"{path.name} {trouble}; it was built with {built}; found {found}; to repair it: {repair(name)}"
 
 
-_STATES = {name: _load(name) for name in ("cpu", "cuda")}
+def _load_all() -> dict[str, LibraryState]:
+    states = {name: _load(name) for name in ("cpu", "cuda")}
+    broken = [state.error for state in states.values() if state.state == "failed to load" and state.error]
+    if broken:
+        warnings.warn(". ".join([*broken, "Until then slower kernels are used"]), stacklevel=2)
+    return states
+
+
+_STATES = _load_all()
 
 
 def libraries() -> list[LibraryState]:
@@ -225,11 +235,12 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "triton":
         return _why_not_triton(op, device.type)
     if backend == "native":
-        return _why_not_native(op, device.type)
+        return _why_not_native(op, device)
     return None
 
 
-def _why_not_native(op: str, device_type: str) -> str | None:
+def _why_not_native(op: str, device: torch.device) -> str | None:
+    device_type = device.type
     if device_type not in _STATES:
         return f"there are native kernels for {' and '.join(_STATES)} only, not for {device_type}"
     state = _STATES[device_type]
@@ -239,21 +250,22 @@ def _why_not_native(op: str, device_type: str) -> str | None:
         return f"{op} has no native kernel for {device_type} yet"
     if device_type == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
-    if device_type == "cuda" and (gpu := _gpu_without_code()):
-        return _mismatch(state.path, f"has no code for {gpu}")
+    if device_type == "cuda" and (gpu := _gpu_without_code(device.index)):
+        return _mismatch(state.name, state.path, f"has no code for {gpu}")
     return None
 
 
 @functools.cache
-def _gpu_without_code() -> str | None:
-    """The current GPU, where the CUDA library holds neither its machine code nor PTX that it could compile."""
-    found = torch.cuda.get_device_capability()
+def _gpu_without_code(index: int | None) -> str | None:
+    """That GPU (None: the current one), where the CUDA library has neither its machine code nor PTX that would do."""
+    found = torch.cuda.get_device_capability(index)
     for arch in (build_info() or {}).get("cuda_archs", "").split():
         numbers, _, ptx = arch.partition("+")
         major, minor = (int(number) for number in numbers.rstrip("af").split("."))
-        if (major == found[0] and minor <= found[1]) or (ptx and (major, minor) <= found):
+        fits = minor == found[1] if numbers.endswith("a") else minor <= found[1]
+        if (major == found[0] and fits) or (ptx and (major, minor) <= found):
             return None
-    return f"{torch.cuda.get_device_name()} ({found[0]}.{found[1]})"
+    return f"{torch.cuda.get_device_name(index)} ({found[0]}.{found[1]})"
 
 
 def _why_not_triton(op: str, device_type: str) -> str | None:
