@@ -21,6 +21,7 @@ from installs import (
     copy_source,
     install,
     mistakes,
+    need_index,
     new_environment,
     pip_indexes,
     uv,
@@ -43,6 +44,7 @@ CHOSEN = [  # each way once, and the situations in which most can go wrong
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("way", "situation"), CHOSEN)
 def test_an_installation_is_what_it_should_be(way: str, situation: str, tmp_path: Path) -> None:
+    need_index()
     (found_way,) = (w for w in WAYS if w.name == way)
     (found_situation,) = (s for s in SITUATIONS if s.name == situation)
     wants_cuda = "libscrd_fast_cuda" in found_situation.libraries or found_situation.before is not None
@@ -58,6 +60,7 @@ def test_an_installation_is_what_it_should_be(way: str, situation: str, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["torch", "pybind11"])
 def test_an_environment_without_what_the_build_needs_is_told_so(missing: str, tmp_path: Path) -> None:
+    need_index()
     tools = [tool for tool in BUILD_TOOLS if tool != missing]
     python = new_environment(tmp_path / "env", *tools, *(["torch==2.13.0"] if missing != "torch" else []))
     source = copy_source(tmp_path / "source")
@@ -96,6 +99,7 @@ def snippet(tool: str) -> str:
 @pytest.mark.parametrize("tool", ["uv", pytest.param("poetry", marks=pytest.mark.release)])
 def test_a_project_of_another_package_manager_takes_it_in(tool: str, tmp_path: Path) -> None:
     """What the README says, in an empty project beside a clone; the CPU kernels are enough here."""
+    need_index()
     copy_source(tmp_path / "scrd_fast")
     variables = clean_variables() | {"UV_INDEX_STRATEGY": "unsafe-best-match", "SCRD_FAST_CUDA": "0"} | pip_indexes()
     variables |= {"POETRY_VIRTUALENVS_IN_PROJECT": "true", "POETRY_CACHE_DIR": str(tmp_path / "cache")}
@@ -125,6 +129,7 @@ def test_a_project_of_another_package_manager_takes_it_in(tool: str, tmp_path: P
 @pytest.mark.timeout(1200)
 def test_a_torch_for_cpus_stays_what_it_is(tmp_path: Path) -> None:
     """The core alone, beside a torch without CUDA that no torchvision fits."""
+    need_index()
     way, (situation,) = WAYS[1], (s for s in SITUATIONS if s.name == "no nvcc")
     outcome = install(way, situation, tmp_path, torch_version="2.13.0")
     ask = [str(tmp_path / "env" / "bin" / "python"), "-c", "import torch; print(torch.version.cuda)"]

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from installs import ROOT, clean_variables, copy_source
+from installs import ROOT, clean_variables, copy_source, need_index
 
 HERE = Path(__file__).parent
 OTHERS = ("2.13.0", "2.15.0")  # releases of torch; the first may be one without CUDA
@@ -24,11 +24,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     source = copy_source(folder / "source")
     for stale in (
-        "scrd_fast/libscrd_fast_old.so",
-        "csrc/old.pyc",
-        "build/old.o",
-        "dist/old.whl",
-        "python_tests/old.py",
+        "scrd_fast/libscrd_fast_stale.so",
+        "csrc/stale.pyc",
+        "build/stale.o",
+        "dist/stale.whl",
+        "python_tests/stale.py",
     ):
         (source / stale).parent.mkdir(exist_ok=True)
         (source / stale).touch()
@@ -44,7 +44,7 @@ def test_the_wheel_names_its_systems_and_brings_nothing_of_torch(release: Path, 
     (wheel,) = release.glob("*.whl")
     assert re.search(rf"-cp3{sys.version_info[1]}-cp3{sys.version_info[1]}-manylinux_2_\d+_x86_64\.whl$", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in names if re.search(r"torch|c10|cudart|libcuda\.|old", name)] == []
+    assert [name for name in names if re.search(r"torch|c10|cudart|libcuda\.|stale", name)] == []
     assert {name.split("/")[0] for name in names} == {"scrd_fast", "scrd_fast-0.1.0.dist-info"}
     zipfile.ZipFile(wheel).extractall(tmp_path)
     audit = [str(Path(sys.executable).with_name("torch-abi-audit")), "--check", "torch", str(tmp_path / "scrd_fast")]
@@ -59,7 +59,9 @@ def test_the_source_archive_can_build_and_holds_no_builds(release: Path) -> None
         names = {name.partition("/")[2] for name in opened.getnames()}
     needed = {str(file.relative_to(ROOT)) for file in (ROOT / "csrc").rglob("*") if file.is_file()}
     assert needed | {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert [name for name in names if re.search(r"\.(so|pyc|o)$|^(build|dist|python_tests|benchmarks)|old", name)] == []
+    assert [
+        name for name in names if re.search(r"\.(so|pyc|o)$|^(build|dist|python_tests|benchmarks)|stale", name)
+    ] == []
 
 
 @pytest.mark.slow
@@ -67,6 +69,7 @@ def test_the_source_archive_can_build_and_holds_no_builds(release: Path) -> None
 @pytest.mark.parametrize("version", OTHERS)
 def test_one_wheel_serves_another_torch(version: str, release: Path) -> None:
     """`make test-wheel` runs all the operators' tests there, and for any torch."""
+    need_index()
     some = ["--", "-q", "-k", "opcheck or gradcheck", "--deselect", "python_tests/ops/test_isa.py"]
     command = [sys.executable, str(HERE / "use_wheel.py"), str(release), version, *some]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
