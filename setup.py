@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parent
 # Whatever changes what the compilers are or make.
 SWITCHES = re.compile("SCRD_FAST_|TORCH_CUDA_ARCH_LIST$|NVCC|CUDA|CXX|LDFLAGS$|CMAKE_|PATH$")
 GIB = 2**30
-GROUPS = Path("/sys/fs/cgroup")
 MEMORY_PER_JOB = 4 * GIB  # one nvcc thread on a file with torch's headers, with room to spare
 
 
@@ -37,37 +36,14 @@ def native() -> bool:
     return switch == "1"
 
 
-def available_memory() -> int:
-    """Free memory, or what the control group leaves of it where that is less."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min([free, *(left for left in map(left_in_group, control_groups()) if left is not None)])
-
-
-def control_groups() -> list[tuple[Path, Path]]:
-    """Limit and use of memory of this process's groups, of both versions, and of those that they are in."""
-    found = []
-    for line in Path("/proc/self/cgroup").read_text().splitlines() if GROUPS.is_dir() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = GROUPS / "memory" if controllers else GROUPS
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        own = root / path.lstrip("/")
-        folders = [own, *(parent for parent in own.parents if parent.is_relative_to(root))]
-        found += [(folder / names[0], folder / names[1]) for folder in folders]
-    return found
-
-
-def left_in_group(files: tuple[Path, Path]) -> int | None:
-    """What a control group leaves of its limit. Cached files do not count: they make room when it is needed."""
-    try:
-        limit, used = (int(file.read_text()) for file in files)
-        stat = files[0].with_name("memory.stat").read_text()
-    except (OSError, ValueError):  # no control group, or "max"
-        return None
-    cached = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
-    return limit - used + int(cached[1] if cached else 0)
+def free_memory() -> int:
+    """By the package's own module: the package itself is not there yet."""
+    spec = importlib.util.spec_from_file_location("memory", ROOT / "scrd_fast" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return int(module.free_memory())
 
 
 def number(switch: str) -> int | None:
@@ -81,10 +57,7 @@ def jobs() -> int:
     asked, threads = number("MAX_JOBS"), number("NVCC_THREADS") or 1
     if asked is not None:
         return asked
-    try:
-        fitting = int(0.7 * available_memory() / (MEMORY_PER_JOB * threads))
-    except (OSError, KeyError):  # not Linux
-        fitting = 1
+    fitting = int(0.7 * free_memory() / (MEMORY_PER_JOB * threads))
     return max(1, min(os.cpu_count() or 1, fitting))
 
 

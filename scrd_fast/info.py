@@ -22,6 +22,7 @@ from typing import Any
 
 from scrd_fast import __version__
 from scrd_fast.choices import Backend
+from scrd_fast.memory import free_memory, memory_limit, total_memory
 
 __all__ = ["collect", "render", "usable"]
 
@@ -236,16 +237,4 @@ def _version(package: str) -> str | None:
 
 
 def _memory() -> dict[str, int | None]:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    return {"total": total, "available": available, "cgroup limit": _cgroup_limit()}
-
-
-def _cgroup_limit() -> int | None:
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(file).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return limit if limit < 2**60 else None  # version 1 writes "no limit" as a huge number
-    return None
+    return {"total": total_memory(), "available": free_memory(), "cgroup limit": memory_limit()}

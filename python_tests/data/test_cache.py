@@ -129,6 +129,7 @@ def test_a_container_has_what_its_limit_leaves(
     limit: Any, used: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = {"/proc/meminfo": "MemTotal: 16000 kB\nMemAvailable:    8000 kB\n"}
+    machine["/proc/self/cgroup"] = "0::/\n"
     group = {"/sys/fs/cgroup/memory.max": f"{limit}\n", "/sys/fs/cgroup/memory.current": f"{used}\n"}
     stand_in_files(monkeypatch, machine | group)
     assert free_bytes("memory", None) == expected

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scrd_fast.choices import CachePlace
 from scrd_fast.errors import ScrdFastError
+from scrd_fast.memory import free_memory
 
 __all__ = ["TensorCache", "free_bytes", "place_for"]
 
@@ -96,17 +97,7 @@ def free_bytes(place: CachePlace, folder: Path | None) -> int:
         if folder is None:
             raise ValueError("folder must be given for a cache on disk, got None")
         return shutil.disk_usage(folder).free
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # no Linux
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no limit
-        return free
-    return min(free, max(limit - used, 0))
+    return free_memory()
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
