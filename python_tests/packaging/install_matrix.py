@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every way to install in every situation, for real, as a table in docs/installation.md: `make install-matrix`.
 
-It takes three quarters of an hour on two cores. Exit code 1: something was not as it should be; the table says it.
+It takes half an hour on two cores. Exit code 1: something was not as it should be; the table says it.
 """
 
 from __future__ import annotations
