@@ -74,6 +74,14 @@ def test_every_operator_and_backend_has_an_answer(facts: dict[str, Any]) -> None
     assert "Triton" in operators["simplex_noise"]["triton"]
 
 
+def test_every_dicom_syntax_has_a_decoder(facts: dict[str, Any]) -> None:
+    pytest.importorskip("pydicom")
+    found = facts["dicom_decoders"]
+    assert len(found) == len(info.DICOM_SYNTAXES)
+    assert all(found.values())
+    assert "pylibjpeg" in found["JPEG 2000 Image Compression (Lossless Only)"]
+
+
 def test_text_has_every_fact(facts: dict[str, Any]) -> None:
     text = info.render(facts)
     for word in (torch.__version__, "simplex_noise", "native cuda", "SCRD_FAST_CUDA", "GiB", "usable: yes"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -40,6 +41,17 @@ VARIABLES = (
     "SCRD_FAST_ISA",
     "CUDA_VISIBLE_DEVICES",
 )
+DICOM_SYNTAXES = (  # by pydicom's names
+    "JPEGBaseline8Bit",
+    "JPEGExtended12Bit",
+    "JPEGLossless",
+    "JPEGLosslessSV1",
+    "JPEGLSLossless",
+    "JPEGLSNearLossless",
+    "JPEG2000Lossless",
+    "JPEG2000",
+    "RLELossless",
+)
 GIB = 2**30
 
 
@@ -55,6 +67,7 @@ def collect() -> dict[str, Any]:
         "operators": _operators,
         "compilers": _compilers,
         "extras": _extras,
+        "dicom_decoders": _dicom_decoders,
         "memory_bytes": _memory,
         "environment": lambda: {name: os.environ.get(name) for name in VARIABLES},
     }
@@ -227,6 +240,15 @@ def _extras() -> dict[str, dict[str, str | None]]:
         if parts and parts[2] not in ("dev", "all"):
             found.setdefault(parts[2], {})[parts[1]] = _version(parts[1])
     return found
+
+
+def _dicom_decoders() -> dict[str, str | None]:
+    """What decodes each compressed transfer syntax; nothing without pydicom."""
+    if importlib.util.find_spec("pydicom") is None:
+        return {}
+    base, uid = (importlib.import_module(f"pydicom.{name}") for name in ("pixels.decoders.base", "uid"))
+    syntaxes = [getattr(uid, name) for name in DICOM_SYNTAXES]
+    return {str(s.name): ", ".join(sorted(base.get_decoder(s).available_plugins)) or None for s in syntaxes}
 
 
 def _version(package: str) -> str | None:

@@ -15,13 +15,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scrd_fast.config import Preprocessing
+from scrd_fast.data.dicom import decode_dicom, is_dicom
+from scrd_fast.data.intensity import percentile_window
 from scrd_fast.errors import ImageError
 
 __all__ = ["EXTENSIONS", "decode", "normalise", "read_image", "read_mask", "resize"]
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
 MAX_PIXELS = 100_000_000  # of one image; checked from the header, before memory is taken
-_WINDOW = (0.5, 99.5)  # percentiles
 _INTEGER_MODES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "I": 2147483647.0}
 
 
@@ -29,7 +30,8 @@ def read_image(source: str | Path | bytes, preprocessing: Preprocessing) -> Tens
     """An image file of any mode and size as float32 [3, S, S] in [0, 1], S = `preprocessing.size`, not normalised.
 
     8- and 16-bit gray, 32-bit integer, float, RGB, CMYK, palette, with and without alpha (which is ignored); the EXIF
-    orientation is applied. Raises `ImageError` with a short code and the reason; nothing else.
+    orientation is applied. DICOM as `decode_dicom` says. Raises `ImageError` with a short code and the reason, nothing
+    else.
     """
     try:
         return resize(torch.from_numpy(decode(source, preprocessing.intensity)), preprocessing)
@@ -49,6 +51,8 @@ def read_image(source: str | Path | bytes, preprocessing: Preprocessing) -> Tens
 
 def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[np.float32]:
     """Pixels of a file as float32 [3, H, W] in [0, 1]."""
+    if is_dicom(source):
+        return decode_dicom(source, intensity, MAX_PIXELS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
         opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -63,7 +67,7 @@ def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[n
             return np.broadcast_to(gray, (3, *gray.shape)).copy()
         rgb = np.asarray(_to_rgb(upright), dtype=np.float32) / np.float32(255)
     if intensity == "percentile":
-        rgb = _window(rgb)
+        rgb = percentile_window(rgb)
     return np.ascontiguousarray(rgb.transpose(2, 0, 1))
 
 
@@ -90,7 +94,7 @@ def _scale_deep(pixels: npt.NDArray[np.generic], mode: str, intensity: str) -> n
     if not np.isfinite(values).all():
         raise ImageError("not-finite", "holds NaN or infinite pixels")
     if intensity != "range":
-        return _window(values)
+        return percentile_window(values)
     if mode != "F":
         return (values / _INTEGER_MODES[mode]).clip(0, 1).astype(np.float32)
     if values.min() < 0 or values.max() > 1:
@@ -100,15 +104,6 @@ def _scale_deep(pixels: npt.NDArray[np.generic], mode: str, intensity: str) -> n
             "use 'percentile' or 'auto'",
         )
     return values.astype(np.float32)
-
-
-def _window(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    low, high = np.percentile(values, _WINDOW)
-    if high <= low:  # constant, or all but a few pixels are: the whole range is the window
-        low, high = values.min(), values.max()
-    if high <= low:
-        return np.zeros(values.shape, np.float32)
-    return np.asarray(((values - low) / (high - low)).clip(0, 1), dtype=np.float32)
 
 
 def resize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM by way of what pydicom makes of it, and of its own collection of files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pydicom = pytest.importorskip("pydicom")
+
+from pydicom.data import get_testdata_files  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless  # noqa: E402
+
+from scrd_fast.cli import main  # noqa: E402
+from scrd_fast.config import Preprocessing  # noqa: E402
+from scrd_fast.data.dicom import Window, decode_dicom, is_dicom, voi  # noqa: E402
+from scrd_fast.data.reading import decode, read_image  # noqa: E402
+from scrd_fast.errors import ImageError  # noqa: E402
+
+FILES = sorted(file for file in get_testdata_files() if Path(file).is_file())
+SHAPE = (48, 37)
+
+
+def made(bits: int = 12, signed: bool = False, kind: str = "MONOCHROME2", **elements: Any) -> Dataset:
+    """A gray image with every part of its range in it."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    kept = np.int16 if signed else np.uint16
+    kept = (np.int8 if signed else np.uint8) if bits == 8 else kept
+    stored = np.linspace(low, high, SHAPE[0] * SHAPE[1]).round().astype(kept).reshape(SHAPE)
+    dataset.Rows, dataset.Columns = SHAPE
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, kind
+    dataset.BitsAllocated = 8 if bits == 8 else 16
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, int(signed)
+    dataset.PixelData = stored.tobytes()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def written(dataset: Dataset) -> bytes:
+    out = io.BytesIO()
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def read(dataset: Dataset, intensity: str = "auto") -> np.ndarray[Any, Any]:
+    pixels = decode(written(dataset), intensity)
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (3, *SHAPE)
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+    assert (pixels == pixels[:1]).all()
+    return pixels[0]
+
+
+def table(bits: int = 10) -> Dataset:
+    """A VOI LUT over the 12-bit range."""
+    item = Dataset()
+    item.LUTDescriptor = [4096, 0, bits]
+    item.LUTData = (np.linspace(0, 1, 4096) ** 2 * (2**bits - 1)).round().astype(np.uint16).tobytes()
+    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
+    return item
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (8, True), (12, False), (12, True), (16, False), (16, True)])
+@pytest.mark.parametrize("slope", [None, 2.0])
+def test_a_window_is_what_pydicom_makes_of_it(function: str, bits: int, signed: bool, slope: float | None) -> None:
+    middle = 0 if signed else 2 ** (bits - 1)
+    dataset = made(bits, signed, VOILUTFunction=function, WindowCenter=[middle + 9, 1], WindowWidth=[2**bits // 3, 7])
+    if slope:
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, -5
+    values = apply_modality_lut(pixel_array(dataset), dataset)
+    expected = apply_windowing(values, dataset)
+    # pydicom spreads the window over what the stored bits can hold.
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if slope:
+        low, high = low * slope - 5, high * slope - 5
+    np.testing.assert_allclose(read(dataset), (expected - low) / (high - low), atol=1e-6)
+
+
+def test_the_first_window_comes_before_the_lut_and_the_lut_before_percentiles() -> None:
+    percentiles = read(made())
+    lut = read(made(VOILUTSequence=[table()]))
+    window = read(made(WindowCenter=1000, WindowWidth=300))
+    both = read(made(WindowCenter=1000, WindowWidth=300, VOILUTSequence=[table()]))
+    np.testing.assert_array_equal(both, window)
+    assert not np.allclose(window, lut, atol=0.05)
+    dataset = made(VOILUTSequence=[table()])
+    np.testing.assert_allclose(lut, apply_voi(pixel_array(dataset), dataset) / 1023, atol=1e-6)
+    stored = pixel_array(made()).astype(np.float64)
+    low, high = np.percentile(stored, (0.5, 99.5))
+    np.testing.assert_allclose(percentiles, ((stored - low) / (high - low)).clip(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("center", "width"), [(None, None), ("", ""), (40, None), (40, 0), (40, -3), (40, 0.5), (None, 400), ([], [])]
+)
+def test_a_window_that_is_none_is_not_used(center: Any, width: Any) -> None:
+    np.testing.assert_array_equal(read(made(WindowCenter=center, WindowWidth=width)), read(made()))
+
+
+def test_a_width_of_one_is_a_threshold() -> None:
+    stored = pixel_array(made())
+    np.testing.assert_array_equal(read(made(WindowCenter=1000, WindowWidth=1)), stored > 999.5)
+
+
+@pytest.mark.parametrize("intensity", ["auto", "percentile", "range"])
+@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_an_image_and_its_negative_are_one(intensity: str, windowed: bool, bits: int) -> None:
+    """Stored the other way round, with its window mirrored, MONOCHROME1 shows what MONOCHROME2 does."""
+    top = 2**bits - 1
+    positive, negative = made(bits), made(bits, kind="MONOCHROME1")
+    negative.PixelData = (top - pixel_array(positive)).astype(pixel_array(positive).dtype).tobytes()
+    if windowed:
+        positive.WindowCenter, positive.WindowWidth, positive.VOILUTFunction = top / 3, top / 4, "LINEAR_EXACT"
+        negative.WindowCenter, negative.WindowWidth, negative.VOILUTFunction = top - top / 3, top / 4, "LINEAR_EXACT"
+    np.testing.assert_allclose(read(negative, intensity), read(positive, intensity), atol=1e-6)
+    assert read(positive, intensity).std() > 0.1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_intensity_overrules_the_header(signed: bool) -> None:
+    dataset = made(signed=signed, WindowCenter=100, WindowWidth=50, RescaleSlope=3, RescaleIntercept=-7)
+    np.testing.assert_allclose(read(dataset, "range"), np.linspace(0, 1, SHAPE[0] * SHAPE[1]).reshape(SHAPE), atol=2e-4)
+    np.testing.assert_allclose(read(dataset, "percentile"), read(made(signed=signed)), atol=1e-6)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
+def test_compression_changes_nothing(syntax: str) -> None:
+    plain, packed = made(WindowCenter=1000, WindowWidth=3000), made(WindowCenter=1000, WindowWidth=3000)
+    packed.compress(syntax)
+    np.testing.assert_array_equal(read(packed), read(plain))
+
+
+@pytest.mark.parametrize("name", ["no preamble", "no meta header", "no types", "no ending"])
+def test_a_file_is_known_by_what_is_in_it(name: str, tmp_path: Path) -> None:
+    content = written(made())
+    if name == "no preamble":
+        content = content[132:]
+    elif name in ("no meta header", "no types"):
+        bare = made()
+        del bare.file_meta
+        out = io.BytesIO()
+        bare.save_as(out, implicit_vr=name == "no types", little_endian=True)
+        content = out.getvalue()
+    (tmp_path / "scan").write_bytes(content)
+    assert is_dicom(tmp_path / "scan")
+    np.testing.assert_array_equal(decode(tmp_path / "scan")[0], read(made()))
+    assert not is_dicom(b"\x89PNG\r\n\x1a\n" + b"\0" * 200)
+    assert not is_dicom(b"")
+
+
+@pytest.mark.parametrize(
+    ("elements", "code", "reason"),
+    [
+        ({"PixelData": None}, "no-pixels", "DICOM without an image"),
+        ({"NumberOfFrames": 3}, "multi-frame", "holds 3 images, expected one a file"),
+        ({"Rows": 60000, "Columns": 60000}, "too-large", "60000 x 60000 pixels, at most 100000000 are read"),
+        ({"PixelData": b"12"}, "unreadable", "DICOM that pydicom cannot read (ValueError)"),
+    ],
+)
+def test_what_cannot_be_read_has_a_code_and_a_reason(elements: dict[str, Any], code: str, reason: str) -> None:
+    dataset = made(**elements)
+    if elements.get("PixelData", b"") is None:
+        del dataset.PixelData
+    with pytest.raises(ImageError) as caught:
+        read_image(written(dataset), Preprocessing(size=32))
+    assert (caught.value.code, str(caught.value)) == (code, reason)
+
+
+def test_a_syntax_that_nothing_decodes_is_named() -> None:
+    dataset = made()
+    dataset.compress(RLELossless)
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG2
+    with pytest.raises(ImageError, match=r"transfer syntax 1\.2\.840\.10008\.1\.2\.4\.100 .*\[dicom\] extra") as caught:
+        read_image(written(dataset), Preprocessing(size=32))
+    assert caught.value.code == "unsupported"
+
+
+def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ImageError, match=r"install this package with its \[dicom\] extra"):
+        decode_dicom(b"", "auto", 100)
+
+
+def test_errors_say_nothing_of_the_patient(recwarn: pytest.WarningsRecorder) -> None:
+    dataset = made(PatientName="CANARY^NAME", PatientID="CANARYID", StudyDate="19991231")
+    content = written(dataset)
+    texts = []
+    for cut in range(200, len(content), 7):
+        try:
+            read_image(content[:cut], Preprocessing(size=32))
+        except ImageError as error:
+            texts.append(str(error))
+    texts += [str(warning.message) for warning in recwarn]
+    assert len(texts) > 50
+    assert [text for text in texts if "CANARY" in text or "1999" in text] == []
+
+
+def test_every_file_of_pydicoms_collection_is_read_or_refused() -> None:
+    """What is read is an image; what is not has a code. At least one file of each compression is read."""
+    syntaxes, codes = set(), {}
+    for file in FILES:
+        try:
+            image = read_image(file, Preprocessing(size=32))
+        except ImageError as error:
+            codes[Path(file).name] = error.code
+            continue
+        assert image.shape == (3, 32, 32)
+        assert torch.isfinite(image).all()
+        meta = getattr(pydicom.dcmread(file, force=True, stop_before_pixels=True), "file_meta", {})
+        syntaxes.add(str(meta.get("TransferSyntaxUID")) if is_dicom(file) else "not DICOM")
+    assert set(codes.values()) <= {"no-pixels", "multi-frame", "unreadable", "unsupported", "not-an-image"}
+    assert len(FILES) - len(codes) > 60
+    for ending in ("1.2.5", "4.50", "4.70", "4.80", "4.90", "4.91"):
+        assert any(syntax.endswith(ending) for syntax in syntaxes), (ending, sorted(syntaxes))
+
+
+def test_colour_is_divided_by_its_range() -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
+    dataset = made(8, kind="RGB", SamplesPerPixel=3, PlanarConfiguration=0, PixelData=rgb.tobytes())
+    np.testing.assert_allclose(decode(written(dataset)), rgb.transpose(2, 0, 1) / 255, atol=1e-7)
+
+
+def test_windows_of_headers() -> None:
+    assert voi(Dataset()) is None
+    found = voi(made(WindowCenter=[40, 600], WindowWidth=[400, 2000]))
+    assert isinstance(found, Window)
+    assert (found.center, found.width, found.function) == (40, 400, "LINEAR")
+    assert voi(made(WindowCenter=40, WindowWidth=400, VOILUTFunction="CUBIC")) is None
+
+
+def test_a_folder_of_dicom_is_screened(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.dcm").write_bytes(written(made(WindowCenter=1000 + i, WindowWidth=3000)))
+    (folder / "bad.dcm").write_bytes(written(made(NumberOfFrames=3)))
+    assert main(["screen", str(trained), str(folder), "--out", str(tmp_path / "out"), "-q", "--max-failures", "1"]) == 0
+    with (tmp_path / "out" / "worklist.csv").open() as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "0.dcm": "ok", "1.dcm": "ok", "2.dcm": "ok", "bad.dcm": "failed",
+    }  # fmt: skip
+    assert "holds 3 images" in rows["bad.dcm"]["error"]
