@@ -6,23 +6,31 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pydicom = pytest.importorskip("pydicom")
 
 from pydicom.data import get_testdata_files  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
 
 from scrd_fast.cli import main  # noqa: E402
 from scrd_fast.config import Preprocessing  # noqa: E402
-from scrd_fast.data.dicom import Window, decode_dicom, is_dicom, voi  # noqa: E402
+from scrd_fast.data.dicom import Window, _quiet_pydicom, decode_dicom, is_dicom, voi  # noqa: E402
 from scrd_fast.data.reading import decode, read_image  # noqa: E402
 from scrd_fast.errors import ImageError  # noqa: E402
 
@@ -194,22 +202,148 @@ def test_a_syntax_that_nothing_decodes_is_named() -> None:
 
 def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
+    _quiet_pydicom.cache_clear()
     with pytest.raises(ImageError, match=r"install this package with its \[dicom\] extra"):
         decode_dicom(b"", "auto", 100)
 
 
-def test_errors_say_nothing_of_the_patient(recwarn: pytest.WarningsRecorder) -> None:
+def test_neither_errors_nor_logs_nor_warnings_say_anything_of_the_patient(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A value that does not fit its type is what pydicom would log and warn of."""
     dataset = made(PatientName="CANARY^NAME", PatientID="CANARYID", StudyDate="19991231")
-    content = written(dataset)
+    content = written(dataset).replace(b"1.2.3", b"CANAR")
+    log = pydicom.config.logger
+    log.setLevel("WARNING")  # as pydicom leaves it
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        str(pydicom.dcmread(io.BytesIO(content)))
+        assert "CANAR" in caplog.text + str([str(w.message) for w in caught])  # it does
+    caplog.clear()
+    capfd.readouterr()
+    _quiet_pydicom.cache_clear()
     texts = []
-    for cut in range(200, len(content), 7):
-        try:
-            read_image(content[:cut], Preprocessing(size=32))
-        except ImageError as error:
-            texts.append(str(error))
-    texts += [str(warning.message) for warning in recwarn]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for cut in [*range(200, len(content), 7), len(content)]:
+            try:
+                read_image(content[:cut], Preprocessing(size=32))
+            except ImageError as error:
+                texts.append(str(error))
     assert len(texts) > 50
-    assert [text for text in texts if "CANARY" in text or "1999" in text] == []
+    texts += [caplog.text, *capfd.readouterr(), *(str(w.message) for w in caught)]
+    assert [text for text in texts if "CANAR" in text or "1999" in text] == []
+
+
+def test_threads_leave_the_filters_of_warnings_alone() -> None:
+    content = written(made())
+    read_image(content, Preprocessing(size=32))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: read_image(content, Preprocessing(size=32)), range(200)))
+    assert warnings.filters == before
+
+
+def enhanced(**values: Any) -> Dataset:
+    """Its window lies in a functional group."""
+    group, frame = Dataset(), Dataset()
+    for name, value in values.items():
+        setattr(group, name, value)
+    frame.FrameVOILUTSequence = [group]
+    return made(SharedFunctionalGroupsSequence=[frame])
+
+
+def test_the_window_of_a_functional_group_is_found() -> None:
+    np.testing.assert_array_equal(
+        read(enhanced(WindowCenter=1000, WindowWidth=300)), read(made(WindowCenter=1000, WindowWidth=300))
+    )
+
+
+@pytest.mark.parametrize(("elements", "slope", "intercept"), [
+    ({"RescaleSlope": 2}, 2, 0), ({"RescaleIntercept": -1024}, 1, -1024),
+    ({"RescaleSlope": "", "RescaleIntercept": ""}, 1, 0), ({"RescaleSlope": 0.5, "RescaleIntercept": 3}, 0.5, 3),
+])  # fmt: skip
+def test_half_a_rescaling_is_one(elements: dict[str, Any], slope: float, intercept: float) -> None:
+    dataset = made(WindowCenter=500, WindowWidth=700, VOILUTFunction="LINEAR_EXACT", **elements)
+    measured = pixel_array(dataset).astype(np.float64) * slope + intercept
+    np.testing.assert_allclose(read(dataset), ((measured - 500) / 700 + 0.5).clip(0, 1), atol=1e-6)
+
+
+def test_a_modality_lut_comes_first() -> None:
+    item = table(16)
+    item.ModalityLUTType = "OD"
+    dataset = made(ModalityLUTSequence=[item], WindowCenter=20000, WindowWidth=30000, VOILUTFunction="LINEAR_EXACT")
+    measured = apply_modality_lut(pixel_array(dataset), dataset).astype(np.float64)
+    np.testing.assert_allclose(read(dataset), ((measured - 20000) / 30000 + 0.5).clip(0, 1), atol=1e-6)
+
+
+def test_padding_does_not_count_in_percentiles() -> None:
+    dataset = made(signed=True, bits=16, PixelPaddingValue=-32768, PixelPaddingRangeLimit=-32000)
+    dataset["PixelPaddingValue"].VR = dataset["PixelPaddingRangeLimit"].VR = "SS"
+    stored = np.linspace(0, 1000, SHAPE[0] * SHAPE[1]).round().astype(np.int16).reshape(SHAPE)
+    stored[: SHAPE[0] // 2] = -32768
+    stored[0, 0] = -32100
+    dataset.PixelData = stored.tobytes()
+    seen = read(dataset)
+    assert (seen[: SHAPE[0] // 2] == 0).all()
+    assert seen[SHAPE[0] // 2 :].min() < 0.02 < 0.98 < seen.max()
+
+
+def test_a_voi_lut_stays_within_its_range() -> None:
+    item = table(12)
+    item.LUTDescriptor = [4096, 0, 10]  # values of 12 bits that are called 10
+    item["LUTDescriptor"].VR = "US"
+    assert read(made(VOILUTSequence=[item])).max() == 1
+
+
+@pytest.mark.parametrize("syntax", [None, RLELossless])
+def test_frames_that_are_not_counted_are_seen(syntax: str | None) -> None:
+    dataset = made()
+    if syntax is None:
+        dataset.PixelData *= 3
+    else:
+        frames = [pixel_array(made())] * 3
+        dataset.NumberOfFrames = 3
+        dataset.compress(syntax, np.stack(frames))
+        del dataset.NumberOfFrames
+    with pytest.raises(ImageError, match="holds 3 images, expected one a file"):
+        read_image(written(dataset), Preprocessing(size=32))
+
+
+@pytest.mark.parametrize("kind", ["HSV", "YBR_PARTIAL_420", "YBR_RCT", "YBR_ICT", "CANARY"])
+def test_other_colour_spaces_are_refused(kind: str) -> None:
+    dataset = made(8, kind=kind, SamplesPerPixel=3, PlanarConfiguration=0, PixelData=bytes(SHAPE[0] * SHAPE[1] * 3))
+    with pytest.raises(ImageError) as caught:
+        read_image(written(dataset), Preprocessing(size=32))
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"HighBit": 15}, "high bit"),
+        ({"SegmentedRedPaletteColorLookupTableData": b"1234"}, "segmented palette"),
+        ({"RescaleSlope": 0}, "rescale slope of 0"),
+    ],
+)
+def test_what_would_mislead_or_hang_is_refused(elements: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        read_image(written(made(**elements)), Preprocessing(size=32))
+
+
+def test_deflated_files_are_refused_before_they_grow() -> None:
+    dataset = made()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    with pytest.raises(ImageError, match="deflated"):
+        read_image(written(dataset), Preprocessing(size=32))
+
+
+def test_other_images_are_not_taken_for_dicom(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((64, 64), np.uint8))
+    image.save(tmp_path / "x.bmp")
+    content = bytearray((tmp_path / "x.bmp").read_bytes())
+    content[128:132] = b"DICM"
+    assert read_image(bytes(content), Preprocessing(size=32)).shape == (3, 32, 32)
 
 
 def test_every_file_of_pydicoms_collection_is_read_or_refused() -> None:
