@@ -24,8 +24,19 @@ import torch
 
 __all__ = [
     "BUILD_TOOLS",
-    "SITUATIONS", "WAYS", "Outcome", "Situation", "Way", "clean_variables", "copy_source", "install", "mistakes",
-    "need_index", "new_environment", "pip_indexes", "uv",
+    "SITUATIONS",
+    "WAYS",
+    "Outcome",
+    "Situation",
+    "Way",
+    "clean_variables",
+    "copy_source",
+    "install",
+    "installer_variables",
+    "mistakes",
+    "need_index",
+    "new_environment",
+    "uv",
 ]  # fmt: skip
 
 ROOT = Path(__file__).parents[2]
@@ -157,24 +168,19 @@ def uv() -> str:
     return found
 
 
-def pip_indexes() -> dict[str, str]:
-    """uv knows nothing of pip's configuration: where that names mirrors, they are uv's too."""
+def installer_variables() -> dict[str, str]:
+    """`clean_variables`, and for uv what it does not know of: the mirrors in the configuration of pip."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
-    found: dict[str, str] = {}
-    for name, option in (
-        ("INDEX_URL", "index-url"),
-        ("EXTRA_INDEX_URL", "extra-index-url"),
-        ("FIND_LINKS", "find-links"),
-    ):
+    found = clean_variables() | {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    for option in ("index-url", "extra-index-url", "find-links"):
         for value in re.findall(rf"^[\w:.]*{option}='(.*)'$", listed.stdout, re.MULTILINE):
-            found[f"UV_{name}"] = value.replace("\\n", " ").strip()
+            found[f"UV_{option.upper().replace('-', '_')}"] = value.replace("\\n", " ").strip()
     return found
 
 
-def new_environment(folder: Path, *packages: str, variables: Mapping[str, str] | None = None) -> Path:
+def new_environment(folder: Path, *packages: str) -> Path:
     """The Python of a fresh environment with these packages; uv links what it has fetched once."""
-    environment = clean_variables() | {"UV_INDEX_STRATEGY": "unsafe-best-match"} | pip_indexes() | dict(variables or {})
-    python = folder / "bin" / "python"
+    environment, python = installer_variables(), folder / "bin" / "python"
     for command in (
         [uv(), "venv", "-q", "--python", sys.executable, str(folder)],
         [uv(), "pip", "install", "-q", "--python", str(python), *packages],
@@ -199,16 +205,12 @@ def need_index() -> None:
         pytest.skip("uv reaches no package index")
 
 
-def install(
-    way: Way, situation: Situation, folder: Path, *, torch_version: str | None = None, archs: str = "9.0"
-) -> Outcome:
+def install(way: Way, situation: Situation, folder: Path, *, torch_version: str | None = None) -> Outcome:
     """Install in a new environment in `folder`, use it there, and say what came of it."""
     version = torch_version or str(torch.__version__).split("+")[0]
     python = new_environment(folder / "env", f"torch=={version}", *DEPENDENCIES, *BUILD_TOOLS)
     source = copy_source(folder / "source")
-    variables = (
-        clean_variables() | {"TORCH_CUDA_ARCH_LIST": archs, "UV_INDEX_STRATEGY": "unsafe-best-match"} | pip_indexes()
-    )
+    variables = installer_variables() | {"TORCH_CUDA_ARCH_LIST": "9.0"}  # one architecture: seven take minutes
     if situation.before is not None:
         again = (*way.commands, "{python} -m pip uninstall -q -y scrd_fast")
         earlier = _run(again, python, source, folder, variables | situation.before)

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from installs import clean_variables, copy_source
 
 from scrd_fast.memory import free_memory
 
@@ -28,23 +29,16 @@ ARCHS = "9.0"  # one architecture: seven take a minute
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is packed, without anything that was built."""
-    copy = tmp_path_factory.mktemp("source")
-    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy)
-    for name in ("csrc", "scrd_fast"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return copy
+    return copy_source(tmp_path_factory.mktemp("build") / "source")
 
 
 def build(source: Path, out: Path, **switches: str) -> subprocess.CompletedProcess[str]:
     """Build a wheel as pip does without isolation; stderr is joined to stdout, as pip shows it."""
-    clean = {name: value for name, value in os.environ.items() if not re.match("SCRD_FAST|CUDA_|MAX_JOBS", name)}
     out.mkdir(exist_ok=True)
     return subprocess.run(
         [sys.executable, "-c", BUILD, str(out)],
         cwd=source,
-        env=clean | {"TORCH_CUDA_ARCH_LIST": ARCHS} | switches,
+        env=clean_variables() | {"TORCH_CUDA_ARCH_LIST": ARCHS} | switches,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

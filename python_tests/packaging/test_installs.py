@@ -20,10 +20,10 @@ from installs import (
     clean_variables,
     copy_source,
     install,
+    installer_variables,
     mistakes,
     need_index,
     new_environment,
-    pip_indexes,
     uv,
 )
 
@@ -101,7 +101,7 @@ def test_a_project_of_another_package_manager_takes_it_in(tool: str, tmp_path: P
     """What the README says, in an empty project beside a clone; the CPU kernels are enough here."""
     need_index()
     copy_source(tmp_path / "scrd_fast")
-    variables = clean_variables() | {"UV_INDEX_STRATEGY": "unsafe-best-match", "SCRD_FAST_CUDA": "0"} | pip_indexes()
+    variables = installer_variables() | {"SCRD_FAST_CUDA": "0"}
     variables |= {"POETRY_VIRTUALENVS_IN_PROJECT": "true", "POETRY_CACHE_DIR": str(tmp_path / "cache")}
     variables["PATH"] = f"{Path(uv()).parent}:{variables['PATH']}"
     commands = snippet(tool)
