@@ -6,14 +6,16 @@ TORCH ?= 2.15.0
 WHEEL_ARCHS := 7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEBIAN := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium dicom3tools >/dev/null 2>&1
+DEBIAN_LISTS := apt-get update -qq >/dev/null 2>&1
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/*/*.h python_tests/*/*.cpp)
 
-.PHONY: help install test test-release wheel test-wheel install-matrix lint format demo bench clean
+.PHONY: help install test tools test-release wheel test-wheel install-matrix lint format demo bench clean
 
 help:
 	@echo "make demo              make a data set, train, evaluate, screen; ends with demo/report.html"
-	@echo "make test              install everything and run all tests"
+	@echo "make test              install everything (of Debian too, where it may) and run all tests"
 	@echo "make install           .venv with the package, all extras and the development tools"
 	@echo "make lint              ruff, mypy, clang-format; make format mends what can be mended"
 	@echo "make bench             measure the operators: table, build/bench.json, build/bench.csv"
@@ -33,8 +35,13 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/python -m scrd_fast info
 	touch $@
 
+# A browser and a checker of DICOM files: where they are missing and cannot be installed, what needs them skips.
+tools:
+	@command -v chromium >/dev/null && command -v dciodvfy >/dev/null || $(DEBIAN) || ($(DEBIAN_LISTS) && $(DEBIAN)) \
+		|| echo "no chromium or no dciodvfy: some tests will skip"
+
 # Two processes on two cores: a thread each, and none that spins while it waits.
-test: install
+test: install tools
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 wheel: install

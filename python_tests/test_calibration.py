@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy.stats import binom
+from scipy.stats import beta, binom, binomtest
 
-from scrd_fast.calibration import Calibration, _confidence_ranks, map_range
+from scrd_fast.calibration import Calibration, Decision, map_range
+from scrd_fast.data.facts import InputFacts
 from scrd_fast.errors import DataError
+from scrd_fast.ranks import beta_quantile, quantile_ranks, share_interval, threshold_rank
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SCORES = st.lists(FINITE, min_size=1, max_size=60)
@@ -141,12 +143,90 @@ def test_interval_covers_the_true_quantile() -> None:
 @pytest.mark.parametrize("count", [1, 5, 20, 72, 73, 200, 5000])
 @pytest.mark.parametrize("fpr", [0.001, 0.05, 0.5])
 def test_interval_ranks_against_scipy(count: int, fpr: float) -> None:
-    low, high = _confidence_ranks(count, fpr)
+    low, high = quantile_ranks(count, fpr)
     ranks = np.arange(1, count + 1)
     below, above = binom.cdf(ranks - 1, count, 1 - fpr), binom.sf(ranks - 1, count, 1 - fpr)
     lows, highs = ranks[below <= 0.025], ranks[above <= 0.025]
     assert low == (lows[-1] if lows.size else None)
     assert high == (highs[0] if highs.size else None)
+
+
+@pytest.mark.parametrize("count", [1, 4, 19, 100, 2000, 100_000])
+@pytest.mark.parametrize("fpr", [0.001, 0.05, 0.5])
+def test_expected_rate_and_its_interval_against_scipy(count: int, fpr: float) -> None:
+    decision = Calibration.fit(np.arange(count), "mean", fpr).decision
+    rank = threshold_rank(count, fpr)
+    law = beta(count + 1 - rank, rank)
+    assert decision.expected_fpr == pytest.approx(law.mean(), rel=1e-12)
+    assert decision.fpr_low == pytest.approx(law.ppf(0.025), rel=1e-8)
+    assert decision.fpr_high == pytest.approx(law.ppf(0.975), rel=1e-8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.001, 0.999))
+def test_beta_quantiles_against_scipy(a: int, b: int, probability: float) -> None:
+    assert beta_quantile(probability, a, b) == pytest.approx(beta.ppf(probability, a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 30), (3, 30), (30, 30), (71, 1000)])
+def test_interval_of_a_share_against_scipy(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(0.95, "exact")
+    assert share_interval(hits, count) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-15)
+
+
+def test_interval_holds_the_true_rate_of_most_calibration_sets() -> None:
+    """A threshold t flags exp(-t) of the normals exactly where scores are exponential."""
+    random = np.random.default_rng(5)
+    draws = 2000
+    inside = 0
+    for _ in range(draws):
+        decision = Calibration.fit(random.exponential(size=60), "mean", 0.1).decision
+        assert decision.fpr_low is not None
+        assert decision.fpr_high is not None
+        inside += decision.fpr_low <= math.exp(-decision.threshold) <= decision.fpr_high
+    assert abs(inside / draws - 0.95) < 4 * math.sqrt(0.95 * 0.05 / draws)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SCORES, RATES, RATES)
+def test_another_rate_decides_as_a_calibration_for_it(scores: list[float], one: float, two: float) -> None:
+    decision = Calibration.fit(scores, "max", one).at(fpr=two)
+    assert decision == Calibration.fit(scores, "max", two).decision
+    assert 2 * sum(score <= decision.threshold for score in scores) >= len(scores)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SCORES, FINITE)
+def test_a_given_threshold_is_kept_and_its_rate_is_the_share_above(scores: list[float], threshold: float) -> None:
+    decision = Calibration.fit(scores, "max").at(threshold=threshold)
+    assert decision.threshold == threshold
+    assert decision.fpr is None
+    share = sum(decision.verdict(score) == "abnormal" for score in scores) / len(scores)
+    assert decision.expected_fpr == share
+    assert decision.fpr_low is not None
+    assert decision.fpr_high is not None
+    assert decision.fpr_low <= share <= decision.fpr_high
+
+
+def test_no_rate_makes_four_normals_give_the_smallest() -> None:
+    calibration = Calibration.fit([1, 2, 3, 4], "mean")
+    assert {calibration.at(fpr=fpr).threshold for fpr in (0.001, 0.2, 0.3, 0.4, 0.5)} == {3.0, 4.0}
+    assert calibration.decision.expected_fpr == 0.2  # not the 5 % that was asked for: four are too few
+
+
+def test_a_decision_wants_one_of_both_and_numbers() -> None:
+    calibration = Calibration.fit([1.0, 2.0], "mean")
+    for arguments in ({}, {"fpr": 0.1, "threshold": 1.0}):
+        with pytest.raises(ValueError, match="either fpr or threshold"):
+            calibration.at(**arguments)
+    for fpr in (0.0, 0.51, float("nan")):
+        with pytest.raises(ValueError, match=r"fpr must be above 0 and at most 0\.5"):
+            calibration.at(fpr=fpr)
+    for threshold in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="threshold must be finite"):
+            calibration.at(threshold=threshold)
+        with pytest.raises(ValueError, match="threshold must be finite"):
+            Decision(threshold)
 
 
 def test_few_scores_have_no_upper_bound() -> None:
@@ -180,6 +260,49 @@ def test_id_changes_with_every_value() -> None:
     assert base.id == Calibration.fit([3.0, 1.0, 2.0], "mean", 0.1).id
 
 
+FACTS = InputFacts(
+    count=3, colour=0.0, height=(64, 70), width=(64, 64), low=(0.0, 0.1), high=(0.9, 1.0), mean=(0.2, 0.4)
+)
+
+
+def test_provenance_is_kept_and_changes_the_id(tmp_path: Path) -> None:
+    plain = Calibration.fit([1.0, 2.0], "mean")
+    of_a_site = Calibration.fit([1.0, 2.0], "mean", model_sha256="a" * 64, site="St. Mary's", inputs=FACTS)
+    of_a_site.save(tmp_path / "calibration.json")
+    assert Calibration.load(tmp_path / "calibration.json") == of_a_site
+    assert of_a_site.id != plain.id
+    assert of_a_site.id != Calibration.fit([1.0, 2.0], "mean", model_sha256="a" * 64, site="B", inputs=FACTS).id
+
+
+def test_a_file_from_before_provenance_loads_with_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(
+        '{"format_version": 1, "score": "mean", "fpr": 0.25, "threshold": 4.0, "threshold_low": 1.0,'
+        ' "threshold_high": null, "scores": [1.0, 2.0, 3.0, 4.0], "count": 4, "map_low": null, "map_high": null}'
+    )
+    old = Calibration.load(path)
+    assert (old.model_sha256, old.site, old.inputs) == (None, None, None)
+    assert old.id == "896375ba4ced"  # as the version without provenance computed it
+    old.save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text())
+
+
+def test_a_calibration_of_elsewhere_says_why() -> None:
+    here = Calibration.fit([1.0], "mean", model_sha256="a" * 64, site="A")
+    assert here.mismatch("a" * 64, "A") == here.mismatch("a" * 64) == []
+    assert here.mismatch("b" * 64) == ["made with another model"]
+    assert here.mismatch("b" * 64, "B") == ["made with another model", "made at A, not at B"]
+    unknown = Calibration.fit([1.0], "mean")
+    assert unknown.mismatch("a" * 64) == []
+    assert unknown.mismatch("a" * 64, "B") == ["made at no named site, not at B"]
+
+
+@pytest.mark.parametrize("site", ["", "x" * 101])
+def test_a_site_has_a_name_of_some_length(site: str) -> None:
+    with pytest.raises(ValueError, match=f"site must have 1 to 100 characters, got {len(site)}"):
+        Calibration.fit([1.0], "mean", site=site)
+
+
 def test_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Calibration.fit([1.0], "mean").threshold = 0.0  # type: ignore[misc]
@@ -192,7 +315,7 @@ def test_frozen() -> None:
         ([1.0, float("nan")], "mean", 0.05, "scores must be finite, got 1 of 2"),
         ([1.0, float("inf")], "mean", 0.05, "scores must be finite"),
         ([[1.0]], "mean", 0.05, r"scores must have one axis, got shape \(1, 1\)"),
-        ([1.0], "median", 0.05, "score must be one of mean, max, top1, top5, got 'median'"),
+        ([1.0], "median", 0.05, "score must be one of mean, max, top1, top5, combined, got 'median'"),
         ([1.0], "mean", 0.0, "fpr must be above 0"),
         ([1.0], "mean", 0.51, "fpr must be above 0 and at most 0.5, got 0.51"),
         ([1.0], "mean", float("nan"), "fpr must be above 0"),
@@ -227,6 +350,10 @@ def test_nan_has_no_percentile_and_no_decision() -> None:
         ({"map_low": 1.0}, "map_low and map_high must be given together"),
         ({"map_low": 1.0, "map_high": 1.0}, "map_low must be below map_high"),
         ({"scores": [1.0, 2.0, float("nan")]}, "scores"),
+        ({"model_sha256": "abc"}, "model_sha256: "),
+        ({"site": ""}, "site: "),
+        ({"inputs": {"count": 3}}, "inputs.colour: "),
+        ({"inputs": FACTS.model_dump() | {"height": [70, 64]}}, "inputs.height: .*least"),
     ],
 )
 def test_changed_files_are_refused(tmp_path: Path, change: dict[str, object], text: str) -> None:

@@ -15,8 +15,9 @@ from conftest import TRAIN_FLAGS
 from scrd_fast.calibration import Calibration
 from scrd_fast.cli import main
 from scrd_fast.evaluation import metrics_from_csv
+from scrd_fast.model.scrd import SCRD
 
-VERBS = ("info", "train", "evaluate", "calibrate", "screen")
+VERBS = ("info", "data", "train", "evaluate", "calibrate", "screen", "report")
 
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
@@ -100,7 +101,7 @@ def test_errors_are_json_too_where_the_log_is(capsys: pytest.CaptureFixture[str]
     assert main(["screen", "nowhere", "nothing", "--out", "o", "--log-json"]) == 2
     record = json.loads(capsys.readouterr().err)
     assert record["level"] == "error"
-    assert "nothing" in record["text"]
+    assert "nowhere" in record["text"]
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,8 +114,9 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ["train", "data", "--out", "o", "--batch-size", "8", "--map-weights", "off", "--objective", "paper"],
         ["evaluate", "run", "data", "--out", "o", "--precision", "bf16"],
-        ["calibrate", "run", "a", "b", "--fpr", "0.1"],
+        ["calibrate", "run", "a", "b", "--fpr", "0.1", "--site", "here"],
         ["screen", "run", "a", "b", "--out", "o", "--overlays", "3"],
+        ["report", "out", "--fpr", "0.1", "--compact"],
     ],
     ids=lambda a: a[0],
 )
@@ -204,7 +206,7 @@ def test_evaluate_measures_pixels_and_equals_its_csv(trained: Path, tree: Path, 
     assert {"auroc", "aupro", "dice"} <= metrics["pixel"].keys()
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
     assert {"f1", "accuracy", "sensitivity", "specificity"} <= metrics["at_threshold"].keys()
-    assert metrics["by_score"].keys() == {"mean", "max", "top1", "top5"}
+    assert metrics["by_score"].keys() == {"mean", "max", "top1", "top5", "combined"}
     calibration = Calibration.load(trained / "model" / "calibration.json")
     again = json.loads(json.dumps(metrics_from_csv(out / "scores.csv", calibration, metrics["score"], 0)))
     for name in again.keys() - {"pixel", "notes"}:  # the table has no pixels
@@ -232,6 +234,35 @@ def test_calibrate_replaces_the_threshold(trained: Path, tree: Path, tmp_path: P
     after = Calibration.load(run / "model" / "calibration.json")
     assert (after.count, after.fpr) == (6, 0.2)
     assert after.id != before.id
+    assert after.model_sha256 == before.model_sha256 == SCRD.from_pretrained(run / "model").fingerprint()
+
+
+def test_calibrate_says_what_to_expect_and_of_which_site(
+    trained: Path, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    run = shutil.copytree(trained, tmp_path / "run")
+    command = ["calibrate", str(run), str(tree / "test" / "good"), "--fpr", "0.4"]
+    assert main([*command, "--site", "North wing", "--json"]) == 0
+    captured = capsys.readouterr()
+    shown = json.loads(captured.out)
+    calibration = Calibration.load(run / "model" / "calibration.json")
+    assert (shown["site"], shown["count"], shown["id"]) == (calibration.site, 6, calibration.id)
+    assert calibration.site == "North wing"
+    assert shown["threshold_low"] <= shown["threshold"] == calibration.threshold  # the fifth of six
+    assert shown["threshold_high"] is None
+    assert shown["expected_fpr"] == pytest.approx(2 / 7)
+    assert shown["fpr_low"] < 2 / 7 < shown["fpr_high"]
+    for text in (
+        "of North wing",
+        calibration.id,
+        "from 6 normal images",
+        f"threshold {shown['threshold']:.4g}",
+        "false-positive rate 0.2857 (",
+    ):
+        assert text in captured.err
+    assert "site must have" in fails([*command, "--site", "", "-q"], 2, capsys)
 
 
 def test_info_shows_every_operator(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,16 +40,16 @@ def workplace(tree: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_commands_of_the_readme_run() -> None:
     lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("scrd-fast")]
-    assert {c[0] for c in commands} == {"train", "evaluate", "screen", "calibrate"}
+    assert {c[0] for c in commands} == {"train", "evaluate", "screen", "calibrate", "report", "drift"}
     for command in commands:
         # Training with the paper's settings takes hours: here only its flags are checked.
         assert main([*command, "--print-config"] if command[0] == "train" else [*command, "-q"]) == 0
 
 
 @pytest.mark.usefixtures("workplace")
-def test_the_python_of_the_readme_runs() -> None:
-    found = blocks(ROOT / "README.md", "python")
-    assert len(found) == 2
+def test_the_python_of_the_readme_and_the_docs_runs() -> None:
+    found = blocks(ROOT / "README.md", "python") + blocks(ROOT / "docs" / "screening.md", "python")
+    assert len(found) == 3
     for block in found:
         exec(compile(block, "README.md", "exec"), {})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scrd_fast.files import write_atomically
+from scrd_fast.files import replacing, write_atomically
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -70,3 +70,29 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.bin", b"")
+
+
+def test_a_large_file_is_written_in_pieces_and_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with replacing(target) as file:
+        file.write(b"one")
+        file.write(b"two")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"onetwo"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+
+    def write() -> None:
+        with replacing(target) as file:
+            file.write(b"half")
+            raise ValueError("no more rows")
+
+    with pytest.raises(ValueError, match="no more rows"):
+        write()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]

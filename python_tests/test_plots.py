@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,19 @@ def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         overlay(grey(), np.zeros((3, 4)), 0.0, 1.0)
     with pytest.raises(MissingExtraError, match="matplotlib is not installed"):
         draw_roc(tmp_path / "a.png", np.zeros(2), np.zeros(2), "x")
+
+
+# Legend of overlays
+
+
+def test_the_legend_shows_the_colours_of_overlays_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.draw_colour_bar(tmp_path / "scale.png", 1.9, 2.6)
+    hottest = overlay(grey(1, 1), np.full((1, 1), 9.0), 1.9, 2.6)[0, 0]
+    coldest = overlay(grey(1, 1), np.zeros((1, 1)), 1.9, 2.6)[0, 0]
+    column = pixels(tmp_path / "scale.png")[:, 40].astype(int)
+    top, bottom = (np.flatnonzero(np.abs(column - colour).max(axis=1) <= 4) for colour in (hottest, coldest))
+    assert top.size
+    assert bottom.size
+    assert top.max() < bottom.min()

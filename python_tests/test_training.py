@@ -83,12 +83,20 @@ def test_the_noise_is_the_one_asked_for(tree: Path, tmp_path: Path, monkeypatch:
         asked.append(variant)
         return synthesize_anomalies(*arguments, variant=variant, backend="reference", **options)
 
-    monkeypatch.setattr("scrd_fast.step.synthesize_anomalies", recorded)
+    monkeypatch.setattr("scrd_fast.synthesis.synthesize_anomalies", recorded)
     for noise in ("opensimplex", "hashed"):
         flags = [*TRAIN_FLAGS, "--iterations", "2", "--noise", noise, "-q"]
         assert main(["train", str(tree), "--out", str(tmp_path / noise), *flags]) == 0
     assert asked == ["opensimplex"] * 2 + ["hashed"] * 2
     assert curve(tmp_path / "hashed") != curve(tmp_path / "opensimplex")
+
+
+@pytest.mark.parametrize("noise", ["perlin", "gaussian", "cutpaste", "blobs"])
+def test_every_other_noise_trains(noise: Any, tree: Path, tmp_path: Path) -> None:
+    train(open_dataset(tree), tmp_path / "run", settings(noise=noise, iterations=2))
+    train(open_dataset(tree), tmp_path / "none", settings(noise=noise, iterations=2, strength=0))
+    assert curve(tmp_path / "run") != curve(tmp_path / "none")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["settings"]["noise"] == noise
 
 
 def test_training_lowers_the_loss(tree: Path, tmp_path: Path) -> None:

@@ -11,22 +11,49 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scrd_fast.config import SCORES, Score
+from scrd_fast.config import Score
+from scrd_fast.data.facts import InputFacts, PictureFacts
 from scrd_fast.errors import DataError
 from scrd_fast.files import write_atomically
+from scrd_fast.ranks import TAIL, beta_quantile, exact, quantile_ranks, share_interval, threshold_rank
 
-__all__ = ["Calibration", "map_range"]
+__all__ = ["Calibration", "Decision", "map_range"]
 
-CONFIDENCE = 0.95
+_PROVENANCE = ("model_sha256", "site", "inputs", "pictures")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A threshold, and the rate of normal images that is to be expected above it, with its 95 % interval.
+
+    `fpr` is the rate that was asked for, None where the threshold was given. Without a calibration no rate is known.
+
+    >>> Decision(2.5).verdict(2.5), Decision(2.5).verdict(3.0)
+    ('normal', 'abnormal')
+    """
+
+    threshold: float
+    fpr: float | None = None
+    expected_fpr: float | None = None
+    fpr_low: float | None = None
+    fpr_high: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be finite, got {self.threshold}")
+
+    def verdict(self, score: float) -> Literal["normal", "abnormal"]:
+        """Only what lies above the threshold is abnormal."""
+        return "abnormal" if score > self.threshold else "normal"
 
 
 class Calibration(BaseModel):
@@ -35,7 +62,11 @@ class Calibration(BaseModel):
     `threshold` is the k-th smallest of the n scores, k = ceil((n + 1)(1 - fpr)), or the largest where k > n
     (then `reachable` is False: so few images cannot promise so low a rate). As fpr <= 0.5, it is never below
     the median. `threshold_low` and `threshold_high` are order statistics that hold the true (1 - fpr)
-    quantile with 95 % confidence; None means that so few scores give no bound on that side.
+    quantile with 95 % confidence; None means that so few scores give no bound on that side. `decision` says how many
+    normal images the threshold is expected to flag, `at` the same of another rate or threshold.
+
+    `model_sha256` (the model's fingerprint), `site` (a name that its user gave) and `inputs` say what the scores came
+    from, `pictures` is what later pictures can be compared with; None: not known.
 
     >>> calibration = Calibration.fit([3.0, 1.0, 4.0, 2.0], "mean", fpr=0.25)
     >>> calibration.threshold, calibration.reachable
@@ -58,6 +89,10 @@ class Calibration(BaseModel):
     count: int
     map_low: float | None = None
     map_high: float | None = None
+    model_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    site: str | None = Field(default=None, min_length=1, max_length=100)
+    inputs: InputFacts | None = None
+    pictures: PictureFacts | None = None
 
     @classmethod
     def fit(
@@ -67,32 +102,41 @@ class Calibration(BaseModel):
         fpr: float = 0.05,
         *,
         map_peaks: npt.ArrayLike | None = None,  # [N]
+        model_sha256: str | None = None,
+        site: str | None = None,
+        inputs: InputFacts | None = None,
+        pictures: PictureFacts | None = None,
     ) -> Calibration:
         """Calibrate on the scores of normal images that were not trained on.
 
         `fpr` is the target rate of false alarms. `map_peaks`, the largest map value of each image (its `max`
         score), also fixes the scale of heat maps, see `map_range`.
-        Raises ValueError, naming the argument, for no scores, one that is not finite, fpr outside (0, 0.5].
+        Raises ValueError, naming the argument, for no scores, one that is not finite, fpr outside (0, 0.5], a site
+        without a name or with one of more than 100 characters.
         """
-        if score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
-        fpr = float(fpr)
-        if not 0.0 < fpr <= 0.5:
-            raise ValueError(f"fpr must be above 0 and at most 0.5, got {fpr}")
+        if site is not None and not 1 <= len(site) <= 100:
+            raise ValueError(f"site must have 1 to 100 characters, got {len(site)}")
+        if score not in get_args(Score):
+            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
+        fpr = _rate(fpr)
         values = np.sort(_finite(scores, "scores", vector=True))
         ordered = tuple(values.tolist())
-        low, high = _confidence_ranks(len(ordered), fpr)
+        low, high = quantile_ranks(len(ordered), fpr)
         scale = (None, None) if map_peaks is None else map_range(map_peaks)
         return cls(
             score=score,
             fpr=fpr,
-            threshold=ordered[_threshold_rank(len(ordered), fpr) - 1],
+            threshold=ordered[threshold_rank(len(ordered), fpr) - 1],
             threshold_low=None if low is None else ordered[low - 1],
             threshold_high=None if high is None else ordered[high - 1],
             scores=ordered,
             count=len(ordered),
             map_low=scale[0],
             map_high=scale[1],
+            model_sha256=model_sha256,
+            site=site,
+            inputs=inputs,
+            pictures=pictures,
         )
 
     @model_validator(mode="after")
@@ -102,7 +146,7 @@ class Calibration(BaseModel):
             raise ValueError("scores must be sorted")
         if self.count != len(self.scores):
             raise ValueError(f"count must be the number of scores, {len(self.scores)}, got {self.count}")
-        expected = self.scores[_threshold_rank(self.count, self.fpr) - 1]
+        expected = self.scores[threshold_rank(self.count, self.fpr) - 1]
         if self.threshold != expected:
             raise ValueError(f"threshold must follow from scores and fpr, {expected!r}, got {self.threshold!r}")
         # The ranks of the interval rest on logarithms that may differ by a rounding between machines, so
@@ -115,18 +159,73 @@ class Calibration(BaseModel):
             raise ValueError("map_low and map_high must be given together")
         if self.map_low is not None and self.map_high is not None and self.map_low >= self.map_high:
             raise ValueError("map_low must be below map_high")
+        if self.pictures is not None:
+            counts = {*map(len, self.pictures.pixels.values()), *(sum(t.values()) for t in self.pictures.tags.values())}
+            if counts - {self.count}:
+                raise ValueError(f"pictures must be of as many images as there are scores, {self.count}")
         return self
 
     @property
     def reachable(self) -> bool:
         """Whether `count` scores are enough for `fpr`: (count + 1) * fpr >= 1, e.g. 19 images for 5 %."""
-        return (self.count + 1) * _exact(self.fpr) >= 1
+        return (self.count + 1) * exact(self.fpr) >= 1
+
+    @cached_property
+    def decision(self) -> Decision:
+        """The stored threshold with its expected rate."""
+        return self.at(fpr=self.fpr)
+
+    def at(self, fpr: float | None = None, threshold: float | None = None) -> Decision:
+        """Decide anew by the same scores: for another rate in (0, 0.5], or at a threshold that is given.
+
+        Over calibration sets the rate of new normal images above the k-th smallest of n scores is
+        Beta(n + 1 - k, k) distributed, at most that where scores tie; its mean and its equal-tailed 95 % interval are
+        given. For a given threshold they are the share of the scores above it and its Clopper-Pearson interval, which
+        holds for a threshold that was not chosen by looking at these scores. Raises ValueError for both or neither, a
+        rate outside (0, 0.5], a threshold that is not finite.
+
+        >>> calibration = Calibration.fit([1.0, 2.0, 3.0, 4.0], "mean", fpr=0.2)
+        >>> calibration.at(fpr=0.5).threshold, calibration.at(fpr=0.5).expected_fpr
+        (3.0, 0.4)
+        >>> calibration.at(threshold=1.5).expected_fpr
+        0.75
+        """
+        if (fpr is None) == (threshold is None):
+            raise ValueError("either fpr or threshold must be given")
+        if fpr is not None:
+            rank = threshold_rank(self.count, _rate(fpr))
+            above = self.count + 1 - rank
+            low, high = (beta_quantile(p, above, rank) for p in (TAIL, 1 - TAIL))
+            return Decision(self.scores[rank - 1], float(fpr), above / (self.count + 1), low, high)
+        decision = Decision(float(threshold))  # type: ignore[arg-type]  # refuses nan
+        hits = int(np.count_nonzero(self._sorted > decision.threshold))
+        return Decision(decision.threshold, None, hits / self.count, *share_interval(hits, self.count))
+
+    def mismatch(self, model_sha256: str, site: str | None = None) -> list[str]:
+        """Why this calibration is another model's or another site's; empty where it fits or nothing is known.
+
+        `site` None asks for no site. A calibration of no named site is foreign to every site that is asked for.
+        """
+        reasons = []
+        if self.model_sha256 not in (None, model_sha256):
+            reasons.append("made with another model")
+        if site not in (None, self.site):
+            reasons.append(f"made at {self.site or 'no named site'}, not at {site}")
+        return reasons
+
+    def _stored(self) -> dict[str, Any]:
+        """Provenance that is not known is left out: without any, files and ids are what they were before it existed."""
+        return self.model_dump(exclude={name for name in _PROVENANCE if getattr(self, name) is None})
 
     @cached_property
     def id(self) -> str:
-        """Twelve hex digits that change with any of the stored values."""
-        text = json.dumps(self.model_dump(), sort_keys=True, allow_nan=False)
+        """Twelve hex digits that change with any of the stored values but `pictures`, which decide nothing."""
+        text = json.dumps({k: v for k, v in self._stored().items() if k != "pictures"}, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def without_devices(self) -> Calibration:
+        """The same without the names of devices, for results that are not to hold them; it has the same `id`."""
+        return self.model_copy(update={"pictures": self.pictures and self.pictures.without_devices()})
 
     @cached_property
     def _sorted(self) -> npt.NDArray[np.float64]:
@@ -147,7 +246,7 @@ class Calibration(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write JSON with every float exact, atomically."""
-        text = json.dumps(self.model_dump(), indent=1, allow_nan=False)
+        text = json.dumps(self._stored(), indent=1, allow_nan=False)
         write_atomically(path, text.encode())
 
     @classmethod
@@ -195,32 +294,7 @@ def _finite(values: npt.ArrayLike, name: str, *, vector: bool = False) -> npt.ND
     return array
 
 
-def _exact(fpr: float) -> Fraction:
-    """The decimal number that was typed: in floats 100 * 0.29 is 28.999999999999996, its floor off by one."""
-    return Fraction(repr(fpr))
-
-
-def _threshold_rank(count: int, fpr: float) -> int:
-    """Rank (1-based) of the conformal threshold among `count` sorted scores."""
-    return min(math.ceil((count + 1) * (1 - _exact(fpr))), count)
-
-
-def _confidence_ranks(count: int, fpr: float) -> tuple[int | None, int | None]:
-    """Ranks (1-based) of the order statistics that hold the (1 - fpr) quantile with 95 % confidence.
-
-    The number of scores at or below the quantile is binomial, B ~ Bin(count, 1 - fpr), so
-    P(S_(l) <= quantile < S_(u)) >= P(l <= B < u); each tail gets 2.5 % (David & Nagaraja, "Order Statistics",
-    7.1). None where no rank leaves so little in its tail.
-    """
-    successes = np.arange(count + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])
-    log_choose = log_factorial[-1] - log_factorial - log_factorial[::-1]
-    mass = np.exp(log_choose + successes * math.log1p(-fpr) + (count - successes) * math.log(fpr))
-    tail = (1.0 - CONFIDENCE) / 2.0
-    below = np.cumsum(mass)  # P(B <= i)
-    above = np.cumsum(mass[::-1])[::-1]  # P(B >= i)
-    lows = int(np.sum(below <= tail))  # the largest l with P(B <= l - 1) within the tail
-    highs = np.flatnonzero(above <= tail)  # the smallest u with P(B >= u) within the tail
-    low = lows if lows >= 1 else None
-    high = max(int(highs[0]), _threshold_rank(count, fpr)) if highs.size else None
-    return low, high
+def _rate(fpr: float) -> float:
+    if not 0.0 < fpr <= 0.5:
+        raise ValueError(f"fpr must be above 0 and at most 0.5, got {fpr}")
+    return float(fpr)

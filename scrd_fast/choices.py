@@ -10,25 +10,33 @@ __all__ = [
     "Cache",
     "CachePlace",
     "Device",
+    "DicomKind",
+    "Engine",
     "FeatureCache",
     "Fit",
     "Intensity",
+    "MapFormat",
     "Noise",
     "Objective",
     "Precision",
     "Score",
+    "SliceAxis",
     "Switch",
 ]
 
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
-Score = Literal["mean", "max", "top1", "top5"]
+Score = Literal["mean", "max", "top1", "top5", "combined"]
 Precision = Literal["32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["local", "ray"]
 Fit = Literal["stretch", "pad"]
 Intensity = Literal["auto", "range", "percentile"]
-Noise = Literal["opensimplex", "hashed"]
+SliceAxis = Literal[0, 1, 2]
+Noise = Literal["opensimplex", "hashed", "perlin", "gaussian", "cutpaste", "blobs"]
 Switch = Literal["on", "off"]
 CachePlace = Literal["memory", "disk"]
 Cache = Literal["auto", "memory", "disk", "off"]
+MapFormat = Literal["png", "npz"]
+DicomKind = Literal["sc", "sr", "seg"]
 Backend = Literal["native-cpu", "native-cuda", "triton", "reference"]
 FeatureCache = Literal["memory", "disk", "off"]

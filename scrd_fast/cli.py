@@ -17,9 +17,11 @@ from scrd_fast.choices import (
     Backend,
     Cache,
     Device,
+    Engine,
     FeatureCache,
     Fit,
     Intensity,
+    MapFormat,
     Noise,
     Objective,
     Precision,
@@ -48,7 +50,11 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` wr
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data set: data.json, folder tree, or ISIC table.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at once.")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="32 or bf16 (autocast).")]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option("--labels", metavar="CSV", help="Columns path and label (0 or 1): an ROC curve on the page."),
+]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="What the network computes in: 32 or bf16.")]
 
 
 @app.command()
@@ -73,23 +79,66 @@ def _size_or_auto(text: str) -> int | str:
     return "auto" if text == "auto" else int(text)
 
 
+data_app = typer.Typer(help="Prepare the data sets that results are reported on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("prepare")
+@verb
+def data_prepare(
+    console: Console,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of `scrd-fast data list`.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="What was downloaded: a folder, or one archive.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the data set: new or empty, and not in SOURCE.")],
+    split: Annotated[
+        Path | None, typer.Option("--split", metavar="FILE", help="data.json that says which image goes where.")
+    ] = None,
+    allow_other_counts: Annotated[
+        bool, typer.Option("--allow-other-counts", help="Take other counts than published, as a split of its own.")
+    ] = False,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Leave out training images that are test images too.")
+    ] = False,
+) -> None:
+    """Make a data set of SOURCE: its counts checked, its duplicates found, its split named in dataset.json."""
+    from scrd_fast.data.layouts import Request
+    from scrd_fast.data.prepare import prepare
+
+    request = Request(name, source, split, allow_other_counts)
+    console.result(out, prepare(console, request, out, drop_duplicates=drop_duplicates))
+
+
+@data_app.command("list")
+@verb
+def data_list(console: Console) -> None:
+    """Show the data sets that are known: names, counts, splits, sources, licences."""
+    import json
+    from dataclasses import asdict
+
+    from scrd_fast.data.known import KNOWN, render
+
+    print(json.dumps({name: asdict(about) for name, about in KNOWN.items()}, indent=2) if console.json else render())
+
+
 @app.command()
 @verb
 def train(
     console: Console,
     data: Data,
     out: Out,
-    teacher: Annotated[str, typer.Option(help="timm name of a CNN.")] = "wide_resnet50_2",
+    teacher: Annotated[str, typer.Option(help="timm name of a CNN or plain ViT.")] = "wide_resnet50_2",
     teacher_weights: Annotated[str, typer.Option(help="pretrained, random, package, or a file.")] = "pretrained",
     objective: Annotated[Objective, typer.Option(help="Training objective.")] = "scrd",
-    score: Annotated[Score, typer.Option(help="Image score, stored with the model.")] = "top5",
+    score: Annotated[Score, typer.Option(help="Image score, stored with the model.")] = "combined",
     map_weights: Annotated[
         Switch | None,
         typer.Option(help="Weight the maps by scale; default: where the objective trains them."),
     ] = None,
-    size: Annotated[int, typer.Option(help="Image size in pixels, a multiple of 32.")] = 256,
+    size: Annotated[int, typer.Option(help="Image size in pixels, a multiple of 32 and of a ViT's patches.")] = 256,
+    tiles: Annotated[int, typer.Option(min=1, max=16, help="Tiles of that size a side: for large images.")] = 1,
     fit: Annotated[Fit, typer.Option(help="stretch to a square, or pad to one.")] = "stretch",
     intensity: Annotated[Intensity, typer.Option(help="How pixels become 0 to 1.")] = "auto",
+    slice_axis: Annotated[int, typer.Option(min=0, max=2, help="Axis of a NIfTI volume whose slices are images.")] = 2,
     batch_size: Annotated[
         Any, typer.Option(parser=_size_or_auto, metavar="N", help="Images per step, of all processes; auto: what fits.")
     ] = 16,
@@ -110,6 +159,10 @@ def train(
     log_every: Annotated[int, typer.Option(help="Iterations between two lines of metrics.")] = 10,
     checkpoint_every: Annotated[int, typer.Option(help="Iterations between two checkpoints.")] = 500,
     keep_checkpoints: Annotated[int, typer.Option(help="How many checkpoints stay.")] = 2,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option("--unlabelled", metavar="FOLDER", help="Images, some abnormal: they choose a checkpoint."),
+    ] = None,
 ) -> None:
     """Train on the normal images of DATA. The same command goes on where it was stopped."""
     if precision == "bf16":
@@ -148,7 +201,12 @@ def calibrate(
     console: Console,
     run: Run,
     normals: Annotated[list[Path], typer.Argument(metavar="NORMALS...", help="Normal images, files or folders.")],
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option("--unlabelled", help="Images of which some are abnormal: they choose the score, by AUCp."),
+    ] = None,
     fpr: Annotated[float, typer.Option("--fpr", min=1e-6, max=0.5, help="Target rate of false alarms.")] = 0.05,
+    site: Annotated[str | None, typer.Option("--site", help="Where the images are from, a name of your own.")] = None,
     batch_size: BatchSize = 16,
     precision: PrecisionOption = "32",
     device: DeviceOption = "auto",
@@ -156,7 +214,7 @@ def calibrate(
     """Set threshold and percentiles from normal images of your own site."""
     from scrd_fast.commands import calibrate as command
 
-    command(console, run, normals, fpr, batch_size, precision, device)
+    command(console, run, normals, unlabelled or [], fpr, site, batch_size, precision, device)
 
 
 @app.command()
@@ -164,31 +222,88 @@ def calibrate(
 def screen(
     console: Console,
     run: Run,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images: files or folders.")],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="Files, folders, patterns, lists (.txt .csv .parquet), archives."),
+    ],
     out: Out,
     batch_size: BatchSize = 16,
     precision: PrecisionOption = "32",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile it; CUDA graphs on a GPU.")] = False,  # noqa: A002
     device: DeviceOption = "auto",
+    devices: Annotated[str, typer.Option(metavar="N", help="Processes with a GPU each; auto: all GPUs.")] = "1",
+    engine: Annotated[Engine, typer.Option("--engine", help="ray: on the cluster of RAY_ADDRESS, or here.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; default: one a core.")] = None,
+    file_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without news after which a file fails.")] = 60,
     shard_size: Annotated[int, typer.Option(min=1, help="Inputs that are committed together.")] = 1000,
-    overlays: Annotated[int, typer.Option(min=0, help="Overlays of the most suspicious images.")] = 20,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Only part I, from 0, of N: for schedulers.")] = "0/1",
+    maps: Annotated[MapFormat | None, typer.Option(help="Write every anomaly map: 16-bit PNG, or exact.")] = None,
+    overlays: Annotated[
+        str,
+        typer.Option(metavar="N", help="Overlays of the N most suspicious; above: of all above the threshold."),
+    ] = "20",
     max_failures: Annotated[float, typer.Option(min=0, max=1, help="Share of failed files that is too much.")] = 0.05,
+    stop_on_failures: Annotated[bool, typer.Option("--stop-on-failures", help="Stop when it is too much.")] = False,
+    modality: Annotated[str, typer.Option(metavar="A,B", help="DICOM of other modalities is refused.")] = "",
+    body_part: Annotated[str, typer.Option(metavar="A,B", help="The same for the body part.")] = "",
+    view: Annotated[str, typer.Option(metavar="A,B", help="The same for the view position.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse pictures unlike those of the calibration.")] = False,
+    site: Annotated[str | None, typer.Option(help="Name of this site, as given to `calibrate`.")] = None,
+    dicom: Annotated[
+        str, typer.Option(metavar="sc,sr,seg", help="Results of DICOM in DICOM: picture, report, segmentation.")
+    ] = "",
+    hash_paths: Annotated[
+        Path | None, typer.Option(metavar="KEY", help="Keyed hashes for paths in the results; KEY is made if absent.")
+    ] = None,
+    labels: LabelsOption = None,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Remove the run that OUT holds, and begin anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
 ) -> None:
     """Score every image; a bad file becomes a row with its error. The same command goes on where it was stopped."""
-    from scrd_fast.screening.run import ScreenSettings, dry, screen
+    if precision == "bf16":
+        keep_freed_memory()
+    from scrd_fast.screening.command import screen as command
 
-    settings = ScreenSettings(
-        batch_size=batch_size,
-        precision=precision,
-        device=device,
-        shard_size=shard_size,
-        overlays=overlays,
-        max_failures=max_failures,
-    )
-    if dry_run:
-        dry(console, run, inputs, settings)
-    else:
-        raise typer.Exit(screen(console, run, inputs, out, settings))
+    options = {name: value for name, value in locals().items() if name not in ("console", "command")}
+    raise typer.Exit(command(console, **options))
+
+
+@app.command()
+@verb
+def report(
+    console: Console,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `screen` wrote, finished or not.")],
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Call abnormal what scores above it.")] = None,
+    fpr: Annotated[
+        float | None, typer.Option("--fpr", min=1e-6, max=0.5, help="Take the threshold for this rate of false alarms.")
+    ] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Also write results.parquet, all rows in one file.")
+    ] = False,
+    labels: LabelsOption = None,
+) -> None:
+    """Sum a screening run up, with another threshold if one is given: worklist, summary and page. Loads no model."""
+    from scrd_fast.screening.report import report as command
+
+    command(console, folder, threshold, fpr, compact, labels)
+
+
+@app.command()
+@verb
+def drift(
+    console: Console,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `screen` wrote, finished or not.")],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="DIR", help="Another run, instead of the calibration.")
+    ] = None,
+    bound: Annotated[
+        float, typer.Option("--bound", min=0, max=1, help="Distance of distributions, 0 to 1, that is let pass.")
+    ] = 0.1,
+) -> None:
+    """Say whether a run's pictures are like those of its calibration: drift.json and drift.png. Exit code 1: no."""
+    from scrd_fast.screening.drift import drift as command
+
+    raise typer.Exit(command(console, folder, reference, bound))
 
 
 @app.command()
@@ -227,6 +342,30 @@ def bench(
     pythons = {"anomalib": anomalib} if anomalib else {}
     failed = module.bench(console, op or [], quick, out, device, seed, threads, csv, plot, time_limit, pythons)
     raise typer.Exit(int(failed))
+
+
+@app.command()
+@verb
+def reproduce(
+    console: Console,
+    experiments: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of data sets, methods and studies.")],
+    out: Out,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Study to run, repeatable; default: all.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
+    anomalib: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Of an environment with anomalib, for its methods.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out data sets that are not there.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; do none, write nothing.")] = False,
+) -> None:
+    """Do all runs of CONFIG, and report them in tables and figures. The same command goes on where it was stopped."""
+    from scrd_fast.reproduce.command import reproduce as command
+
+    raise typer.Exit(command(console, experiments, out, only or [], jobs, anomalib, skip_missing, dry_run))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,22 +7,25 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from scrd_fast.choices import Fit, Intensity, Objective, Precision, Score
+from scrd_fast.choices import Fit, Intensity, Objective, Precision, Score, SliceAxis
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "SCORES",
     "ModelConfig",
+    "Moments",
     "Objective",
     "Precision",
     "Preprocessing",
+    "Reference",
     "Score",
     "TeacherConfig",
     "check_map_weights",
 ]
 
-SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")
+SCORES: tuple[Score, ...] = ("mean", "max", "top1", "top5")  # that every map has
+MAX_CANVAS = 4096  # pixels a side; a picture takes 200 MB, and several are under way
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -43,12 +46,15 @@ class Preprocessing(Strict):
     """How a file becomes the model's input; the one reading function follows it everywhere.
 
     `intensity`: "range" divides integers by their type's range; "percentile" takes each image's 0.5-99.5 % window;
-    "auto" is "range" for 8-bit and "percentile" for 16-bit and float images.
+    "auto" is "range" for 8-bit and "percentile" for 16-bit and float images. A volume has one window for all its
+    slices.
     """
 
-    size: Annotated[int, Field(ge=32, le=4096)] = 256  # pixels, height and width
+    size: Annotated[int, Field(ge=32, le=4096)] = 256  # pixels that the network sees at once, height and width
+    tiles: Annotated[int, Field(ge=1, le=16)] = 1  # a side; a quarter of each lies over the next
     fit: Fit = "stretch"
     intensity: Intensity = "auto"
+    slice_axis: SliceAxis = 2  # of a volume's array as it is stored: its slices are the pictures
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -56,7 +62,18 @@ class Preprocessing(Strict):
     def _whole_strides(self) -> Preprocessing:
         if self.size % 32:
             raise ValueError(f"size must be a multiple of 32 pixels, got {self.size}")
+        if self.canvas > MAX_CANVAS:
+            raise ValueError(f"size and tiles make {self.canvas} pixels a side, at most {MAX_CANVAS} are possible")
         return self
+
+    @property
+    def canvas(self) -> int:
+        """Pixels of a picture as it is read, height and width: all of its tiles.
+
+        >>> Preprocessing(size=256).canvas, Preprocessing(size=256, tiles=3).canvas
+        (256, 640)
+        """
+        return self.size + (self.tiles - 1) * 3 * self.size // 4
 
 
 class TeacherConfig(Strict):
@@ -72,6 +89,16 @@ class TeacherConfig(Strict):
         return self.source in ("random", "path")
 
 
+Moments = tuple[float, Annotated[float, Field(gt=0)]]  # mean and standard deviation
+
+
+class Reference(Strict):
+    """What is usual among held-out normal images: moments of the logarithms of readings, see `model/reference.py`."""
+
+    scales: tuple[Moments, Moments, Moments]  # of each scale's mean distance
+    top1: Moments  # of the score
+
+
 class ModelConfig(Strict):
     """All that is needed to build a model again; saved as `config.json`."""
 
@@ -82,8 +109,16 @@ class ModelConfig(Strict):
     map_weights: bool = False
     score: Score = "top5"
     sigma: float = 4.0  # of the blur, in pixels of the input size
+    reference: Reference | None = None  # from held-out normal images, at the end of training
 
     @model_validator(mode="after")
-    def _weights_are_trained(self) -> ModelConfig:
+    def _score_and_weights_exist(self) -> ModelConfig:
         check_map_weights(self.map_weights, self.objective)
+        if self.score == "combined" and self.reference is None:
+            raise ValueError("the score combined needs a reference, which training makes from held-out normal images")
         return self
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """Names of the scores that the model gives."""
+        return SCORES if self.reference is None else (*SCORES, "combined")

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+from pathlib import Path
+
 import torch
 
 from scrd_fast.errors import UnavailableError
 
-__all__ = ["pick_device"]
+__all__ = ["device_name", "pick_device", "usable_cores"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -19,3 +23,22 @@ def pick_device(name: str) -> torch.device:
         why = "no GPU is seen" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
         raise UnavailableError(f"device cuda: {why}")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """With the GPU's model.
+
+    >>> device_name(torch.device("cpu"))
+    'cpu'
+    """
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity, and no more than a control group's quota pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such group, or "max"
+        return cores

@@ -21,10 +21,13 @@ class DataError(ScrdFastError):
 
 
 class ImageError(ScrdFastError):
-    """One image file cannot be read or used. `code` is a short fixed word for tables, the text is the reason."""
+    """One image file cannot be read or used. `code` is a short fixed word for tables, the text is the reason.
 
-    def __init__(self, code: str, reason: str) -> None:
-        self.code = code
+    `refused`: it could perhaps be read, but a rule forbids it: too large, an unsafe name, another kind of study.
+    """
+
+    def __init__(self, code: str, reason: str, *, refused: bool = False) -> None:
+        self.code, self.refused = code, refused
         super().__init__(reason)
 
 

@@ -12,16 +12,16 @@ import heapq
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from scrd_fast.calibration import Calibration, map_range
-from scrd_fast.config import SCORES
+from scrd_fast.config import SCORES, Score
 from scrd_fast.files import write_atomically
 from scrd_fast.metrics import (
     Interval,
@@ -32,10 +32,10 @@ from scrd_fast.metrics import (
     threshold_intervals,
 )
 
-__all__ = ["Prediction", "evaluate", "metrics_from_csv"]
+__all__ = ["Prediction", "evaluate", "metrics_from_csv", "printable", "read_scores"]
 
 FORMAT_VERSION = 1
-HEADER = ["path", "label", *SCORES]
+LEADING = ["path", "label"]  # columns of scores.csv; the scores follow
 GALLERY_COLUMNS = 4
 
 
@@ -45,7 +45,7 @@ class Prediction:
 
     path: str
     label: int  # 0 normal, 1 abnormal
-    scores: dict[str, float]  # every score of `scrd_fast.config.SCORES`
+    scores: dict[str, float]  # those of `scrd_fast.config.SCORES`, and perhaps `combined`
     map: npt.NDArray[np.float32]  # [H, W]
     image: npt.NDArray[np.float32]  # [H, W, 3], 0 ... 1
     mask: npt.NDArray[np.bool_] | None = None  # [H, W], True on the lesion
@@ -57,19 +57,21 @@ def evaluate(
     score: str,
     out: Path,
     *,
+    scores: Sequence[str] = SCORES,
     seed: int = 0,
+    split: str | None = None,
 ) -> dict[str, Any]:
     """Measure `predictions`; write `scores.csv`, `metrics.json`, `roc.png`, `histogram.png`, `gallery.png`.
 
     The stream is read once; maps and masks are kept where a mask exists, images for the gallery alone.
-    `score` is the stored score of the model, `calibration` (of the same score) adds the numbers at its
-    threshold, and `seed` fixes the intervals. The folder `out` is made if need be. Returns the content of
-    `metrics.json`.
+    `scores` are all that the model gives, `score` the stored one, `calibration` (of the same score) adds the numbers
+    at its threshold, `seed` fixes the intervals, and `split` names the data set's split. The folder `out` is made if
+    need be. Returns the content of `metrics.json`.
     Raises ValueError, naming the image, for a label other than 0 and 1 or a score that is missing or not
     finite; and where only one class is present (the scores are then in `scores.csv` all the same).
     """
     _check_score(score, calibration)
-    kept = _Kept(score)
+    kept = _Kept(score, scores)
     for prediction in predictions:
         kept.add(prediction)
     out = Path(out)
@@ -80,13 +82,14 @@ def evaluate(
     pixel, note = _pixel_numbers(kept.maps, kept.masks, seed)
     metrics["pixel"] = pixel
     metrics["notes"].append(note)
+    metrics["split"] = split
     write_atomically(out / "metrics.json", (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode())
     _draw(out, kept, metrics, calibration, score)
     return metrics
 
 
 def metrics_from_csv(path: str | Path, calibration: Calibration | None, score: str, seed: int = 0) -> dict[str, Any]:
-    """The numbers of `metrics.json` from `scores.csv` alone: all but `pixel`, which is None here.
+    """The numbers of `metrics.json` from `scores.csv` alone: all but `pixel` and `split`, which are None here.
 
     `auroc`, `auprc`, `f1`, `accuracy` of the stored `score`, each {"value", "low", "high"}; `at_threshold`:
     `f1`, `accuracy`, `sensitivity`, `specificity` at the calibration's threshold; `by_score`: the first four
@@ -94,9 +97,11 @@ def metrics_from_csv(path: str | Path, calibration: Calibration | None, score: s
     Raises ValueError for a file that is no such table or holds one class only.
     """
     _check_score(score, calibration)
-    labels, scores = _read_table(Path(path))
+    labels, scores = read_scores(Path(path))
+    if score not in scores:
+        raise ValueError(f"{path}: no column {score}")
     by_score: dict[str, dict[str, Interval]] = {
-        name: image_intervals(labels, scores[name], seed=seed) for name in SCORES
+        name: image_intervals(labels, values, seed=seed) for name, values in scores.items()
     }
     notes = [
         "f1 and accuracy use an oracle threshold: the one that maximises F1 on the labels of these very test "
@@ -126,6 +131,7 @@ def metrics_from_csv(path: str | Path, calibration: Calibration | None, score: s
         "at_threshold": at_threshold,
         "by_score": by_score,
         "pixel": None,
+        "split": None,
         "counts": {"normal": int(np.sum(labels == 0)), "abnormal": int(np.sum(labels == 1))},
         "calibration_id": None if calibration is None else calibration.id,
         "notes": notes,
@@ -135,8 +141,8 @@ def metrics_from_csv(path: str | Path, calibration: Calibration | None, score: s
 class _Kept:
     """What must outlive the stream: the table, the maps that have masks, the images of the gallery."""
 
-    def __init__(self, score: str) -> None:
-        self.score = score
+    def __init__(self, score: str, scores: Sequence[str] = SCORES) -> None:
+        self.score, self.scores = score, scores
         self.table = io.StringIO()
         self.maps: list[npt.NDArray[np.float32]] = []
         self.masks: list[npt.NDArray[np.bool_]] = []
@@ -147,16 +153,16 @@ class _Kept:
         }
         # Quoting every path keeps a carriage return in a name: the writer would not see to it by itself.
         self._writer = csv.writer(self.table, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        self.table.write(",".join(HEADER) + "\n")
+        self.table.write(",".join([*LEADING, *scores]) + "\n")
 
     def add(self, prediction: Prediction) -> None:
         path = prediction.path
         if prediction.label not in (0, 1):
             raise ValueError(f"{path}: label must be 0 (normal) or 1 (abnormal), got {prediction.label!r}")
-        missing = [name for name in SCORES if name not in prediction.scores]
+        missing = [name for name in self.scores if name not in prediction.scores]
         if missing:
-            raise ValueError(f"{path}: scores must hold {', '.join(SCORES)}, missing {', '.join(missing)}")
-        scores: dict[str, float] = {name: float(prediction.scores[name]) for name in SCORES}
+            raise ValueError(f"{path}: scores must hold {', '.join(self.scores)}, missing {', '.join(missing)}")
+        scores: dict[str, float] = {name: float(prediction.scores[name]) for name in self.scores}
         for name, value in scores.items():
             if not math.isfinite(value):
                 raise ValueError(f"{path}: score {name} must be finite, got {value}")
@@ -210,25 +216,27 @@ class _Best:
 
 
 def _check_score(score: str, calibration: Calibration | None) -> None:
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+    if score not in get_args(Score):
+        raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
     if calibration is not None and calibration.score != score:
         raise ValueError(f"calibration must be of the score {score!r}, got one of {calibration.score!r}")
 
 
-def _read_table(path: Path) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float64]]]:
+def read_scores(path: Path) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArray[np.float64]]]:
     """Labels [N] and every score [N] of `scores.csv`. Raises ValueError with the file and line at fault."""
     labels: list[int] = []
     columns: list[list[float]] = []
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
-        if header != HEADER:
-            raise ValueError(f"{path}: columns must be {','.join(HEADER)}, got {','.join(header)}")
+        names = header[len(LEADING) :]
+        if header != [*LEADING, *names] or names not in ([*SCORES], [*SCORES, "combined"]):
+            expected = ",".join([*LEADING, *SCORES])
+            raise ValueError(f"{path}: columns must be {expected} and perhaps combined, got {','.join(header)}")
         for row in rows:
             try:
                 _, label, *values = row
-                if label not in ("0", "1") or len(values) != len(SCORES):
+                if label not in ("0", "1") or len(values) != len(names):
                     raise ValueError
                 numbers = [float(value) for value in values]
                 if not all(map(math.isfinite, numbers)):
@@ -242,7 +250,7 @@ def _read_table(path: Path) -> tuple[npt.NDArray[np.int64], dict[str, npt.NDArra
         found = "no images" if not labels else f"only {'abnormal' if labels[0] else 'normal'} images"
         raise ValueError(f"{path}: metrics need normal and abnormal test images, got {found}")
     array = np.array(columns, dtype=np.float64)
-    return label_array, {name: np.ascontiguousarray(array[:, i]) for i, name in enumerate(SCORES)}
+    return label_array, {name: np.ascontiguousarray(array[:, i]) for i, name in enumerate(names)}
 
 
 def _pixel_numbers(
@@ -260,7 +268,7 @@ def _pixel_numbers(
     )
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """The end of a file's name, as text that can be drawn: names may hold line breaks or broken bytes."""
     return "".join(letter if letter.isprintable() else "?" for letter in Path(path).name[-28:])
 
@@ -268,7 +276,7 @@ def _printable(path: str) -> str:
 def _draw(out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibration | None, score: str) -> None:
     from scrd_fast.plots import Panel, draw_gallery, draw_histogram, draw_roc
 
-    labels, scores = _read_table(out / "scores.csv")
+    labels, scores = read_scores(out / "scores.csv")
     auroc, at = metrics["auroc"], metrics["at_threshold"]
     caption = f"AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}]"
     point = None if at is None else (1.0 - at["specificity"]["value"], at["sensitivity"]["value"])
@@ -285,7 +293,7 @@ def _draw(out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibrat
     rows = [
         (
             f"{name} (score {score})",
-            [Panel(f"{_printable(p.path)}   {p.scores[score]:.4g}", p.image, p.map, p.mask) for p in best.ranked()],
+            [Panel(f"{printable(p.path)}   {p.scores[score]:.4g}", p.image, p.map, p.mask) for p in best.ranked()],
         )
         for name, best in kept.gallery.items()
     ]

@@ -7,9 +7,13 @@ import contextlib
 import difflib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["nearest", "write_atomically"]
+__all__ = ["nearest", "replacing", "write_atomically"]
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
@@ -25,20 +29,42 @@ def write_atomically(path: str | Path, data: bytes | memoryview) -> None:
     ...     target.read_bytes()
     b'{}'
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, *, first_wins: bool = False, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, whole as with `write_atomically`; for large ones.
+
+    After an error in the block `path` is what it was. With `first_wins` a file that is there by then stays: of several
+    writers the first wins. `mode` is that of a new file, before the umask.
+    """
     path = Path(path)
     # A name of its own per call: two writers of one target must not share a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
+        with os.fdopen(os.open(temporary, _NEW, mode), "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        if not first_wins or not _named_too(temporary, path):
+            temporary.replace(path)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(path.parent)
+
+
+def _named_too(temporary: Path, path: Path) -> bool:
+    """Give a file a second name, unless another has it; False where neither can be."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return True
+    except OSError:  # no hard links there; in the instant after this line the last of several writers wins
+        return path.exists()
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

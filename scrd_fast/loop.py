@@ -23,7 +23,7 @@ from scrd_fast.data.loading import Prefetcher, pinned
 from scrd_fast.distributed import is_first
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.model.scrd import SCRD, LossParts
-from scrd_fast.model.teacher import STRIDES
+from scrd_fast.model.tiling import cut_tiles
 from scrd_fast.runs import Checkpoints, RunFolder
 from scrd_fast.settings import TrainSettings
 from scrd_fast.step import Step, mix
@@ -118,22 +118,30 @@ class Loop:
         asked = torch.tensor(float(stop.is_set()), device=self.fabric.device)
         return bool(self.fabric.all_reduce(asked, reduce_op="max") > 0)
 
+    def _own(self) -> slice:
+        """This process's part of a batch."""
+        size, rank, world = self.settings.batch_size, self.fabric.global_rank, self.fabric.world_size
+        return slice(size * rank // world, size * (rank + 1) // world)
+
     def _share(self, iteration: int) -> list[int]:
         """Numbers of the images that are this process's in a batch."""
-        settings, rank, world = self.settings, self.fabric.global_rank, self.fabric.world_size
+        settings = self.settings
         positions = batch_indices(iteration, settings.batch_size, len(self.train_part), settings.seed)
-        own = positions[settings.batch_size * rank // world : settings.batch_size * (rank + 1) // world]
-        return [self.train_part[p] for p in own]
+        return [self.train_part[p] for p in positions[self._own()]]
 
     def _load(self, iteration: int) -> Tensor:
-        return pinned(self.store.batch(self._share(iteration)), self.fabric.device)
+        images, settings = self.store.batch(self._share(iteration)), self.settings
+        if settings.tiles > 1:  # one of each image, drawn for the whole batch, so that a share gets what it always gets
+            generator = torch.Generator().manual_seed(mix(settings.seed, 3, iteration))
+            places = torch.randint(settings.tiles, (settings.batch_size, 2), generator=generator)
+            images = cut_tiles(images, places[self._own()], self.model.config.preprocessing)
+        return pinned(images, self.fabric.device)
 
     def _feature_cache(self) -> TensorCache | None:
         settings, teacher = self.settings, self.model.teacher
         if settings.cache_features == "off":
             return None
-        sides = [settings.size // stride for stride in STRIDES]
-        shapes = [(c, side, side) for c, side in zip(teacher.channels, sides, strict=True)]
+        shapes = teacher.shapes(settings.size)
         return TensorCache(
             len(self.store), shapes, torch.bfloat16, settings.cache_features,
             folder=self.run_folder.path, what="features (--cache-features)", channels_last=True,

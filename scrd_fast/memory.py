@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["free_memory", "keep_freed_memory", "memory_limit", "total_memory"]
+__all__ = ["free_memory", "give_back_freed_memory", "keep_freed_memory", "memory_limit", "total_memory"]
 
 _GROUPS = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -26,6 +26,12 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def give_back_freed_memory() -> bool:
+    """Let the C library return to the kernel what is free; whether it could be told so. For measurements."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    return trim is not None and bool(trim(0))
 
 
 def free_memory() -> int:

@@ -25,7 +25,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Panel", "draw_gallery", "draw_histogram", "draw_roc", "overlay"]
+__all__ = [
+    "ABNORMAL_COLOUR",
+    "COLOUR_MAP",
+    "NORMAL_COLOUR",
+    "Panel",
+    "draw_colour_bar",
+    "draw_gallery",
+    "draw_histogram",
+    "draw_roc",
+    "draw_shifts",
+    "heat_levels",
+    "new_figure",
+    "overlay",
+    "save_figure",
+]
 
 NORMAL_COLOUR, ABNORMAL_COLOUR = "#0072B2", "#D55E00"
 COLOUR_MAP = "viridis"
@@ -75,6 +89,42 @@ def overlay(
     return np.asarray(np.floor(blend * 255.0 + 0.5), dtype=np.uint8)
 
 
+def heat_levels(
+    heat: npt.NDArray[Any],  # [H, W]
+    low: float,
+    high: float,
+    count: int,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A heat map as a layer of its own: levels [H, W] of 0 ... count - 1 (at most 256), their colours, opacities.
+
+    Colours [count, 3] and opacities [count] are 0 ... 255. At `OPACITY`, laid on the image, it is the `overlay` but
+    for the rounding to levels. Raises MissingExtraError without matplotlib.
+
+    >>> levels, colours, opacities = heat_levels(np.array([[0.0, 1.5, 2.0]]), low=1.0, high=2.0, count=5)
+    >>> levels.tolist(), opacities.tolist(), colours[4].tolist()
+    ([[0, 2, 4]], [0, 128, 255, 255, 255], [253, 231, 37])
+    """
+    level = np.clip((heat.astype(np.float64) - low) / (high - low), 0.0, 1.0)
+    steps = np.linspace(0.0, 1.0, count)
+    colours = np.rint(_colour_table()[np.rint(steps * 255).astype(np.intp)] * 255).astype(np.uint8)
+    opacities = np.rint(np.minimum(2.0 * steps, 1.0) * 255).astype(np.uint8)
+    return np.rint(level * (count - 1)).astype(np.uint8), colours, opacities
+
+
+def draw_colour_bar(path: str | Path, low: float, high: float) -> None:
+    """Write the legend of overlays on the scale from `low` to `high`: their colours on gray, with numbers."""
+    figure = new_figure(1.6, 4.2)
+    axes = figure.add_subplot()
+    levels = np.linspace(low, high, 256)[:, None].repeat(24, axis=1)
+    picture = overlay(np.full((256, 24, 3), 0.5), levels, low, high)
+    axes.imshow(picture, origin="lower", aspect="auto", extent=(0.0, 1.0, low, high))
+    axes.yaxis.tick_right()
+    axes.set_xticks([])
+    axes.set_ylabel("anomaly map")
+    axes.yaxis.set_label_position("right")
+    save_figure(figure, path)
+
+
 @lru_cache(maxsize=1)
 def _colour_table() -> npt.NDArray[np.float64]:
     """RGB of the 256 levels, [256, 3]."""
@@ -93,7 +143,7 @@ def draw_roc(
     operating_point: tuple[float, float] | None = None,  # (false-positive rate, true-positive rate)
 ) -> None:
     """Write the ROC curve, with the point of the calibrated threshold if there is one."""
-    figure = _figure(5.2, 5.2)
+    figure = new_figure(5.2, 5.2)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":", label="chance")
     axes.plot(fpr, tpr, color=ABNORMAL_COLOUR, linewidth=2, label=caption)
@@ -104,7 +154,7 @@ def draw_roc(
     axes.set_ylabel("true-positive rate (sensitivity)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=9)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def draw_histogram(
@@ -115,7 +165,7 @@ def draw_histogram(
     threshold: float | None = None,
 ) -> None:
     """Write the histograms of both classes' scores, each as a share of its class, with the threshold."""
-    figure = _figure(6.8, 4.4)
+    figure = new_figure(6.8, 4.4)
     axes = figure.add_subplot()
     both = np.concatenate([normal, abnormal])
     low, high = float(both.min()), float(both.max())
@@ -143,7 +193,7 @@ def draw_histogram(
     axes.set_ylabel("share of the class (%)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=9)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _edges(low: float, high: float, bins: int, threshold: float | None) -> npt.NDArray[np.float64]:
@@ -162,7 +212,7 @@ def draw_gallery(
 ) -> None:
     """Write a picture with one row per group: each image beside its overlay, all on one scale."""
     columns = max(len(panels) for _, panels in rows)
-    figure = _figure(3.5 * columns + 1.2, 2.35 * len(rows) + 0.3)
+    figure = new_figure(3.5 * columns + 1.2, 2.35 * len(rows) + 0.3)
     table, bar = figure.subfigures(1, 2, width_ratios=[3.5 * columns, 1.2], squeeze=False)[0]
     strips = table.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for strip, (name, panels) in zip(strips, rows, strict=True):
@@ -176,7 +226,7 @@ def draw_gallery(
             # A file name is text, also where it holds a dollar sign.
             cells[2 * i].set_title(panel.title, fontsize=8, loc="left", parse_math=False)
     _draw_scale(bar.add_axes((0.27, 0.12, 0.15, 0.74)), low, high, scale_name)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_panel(axes: Axes, panel: Panel, picture: npt.NDArray[Any]) -> None:
@@ -200,7 +250,38 @@ def _draw_scale(axes: Axes, low: float, high: float, name: str) -> None:
     axes.set_ylabel(name, fontsize=9)
 
 
-def _figure(width: float, height: float) -> Figure:
+def draw_shifts(path: str | Path, panels: Sequence[tuple[str, Any, Any]]) -> None:
+    """Write how quantities of a run are distributed and those of its reference, a panel each: title, run, reference.
+
+    Numbers [N] are drawn as distribution functions, whose largest distance is that of Kolmogorov and Smirnov; words
+    with their counts as bars of their shares, the ten that are most frequent.
+    """
+    columns, rows = min(3, max(len(panels), 1)), max(-(-len(panels) // 3), 1)
+    figure = new_figure(4.0 * columns, 2.9 * rows)
+    sides = (("reference", NORMAL_COLOUR, "-"), ("run", ABNORMAL_COLOUR, "--"))
+    for number, (title, run, reference) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(title, fontsize=10, parse_math=False)
+        both = [(*side, values) for side, values in zip(sides, (reference, run), strict=True)]
+        if isinstance(run, dict):
+            total = {word: reference.get(word, 0) + run.get(word, 0) for word in reference | run}
+            words = sorted(total, key=lambda word: (-total[word], word))[:10]
+            for shift, (name, colour, _, counts) in zip((-0.2, 0.2), both, strict=True):
+                shares = [100 * counts.get(word, 0) / max(sum(counts.values()), 1) for word in words]
+                axes.barh(np.arange(len(words)) + shift, shares, 0.4, color=colour, label=name)
+            axes.set_yticks(range(len(words)), [word[:24] or "(none)" for word in words], fontsize=8, parse_math=False)
+            axes.invert_yaxis()
+            axes.set_xlabel("share of the pictures (%)")
+        else:
+            for name, colour, line, values in both:
+                axes.ecdf(values, color=colour, linestyle=line, label=f"{name} ({len(values)} pictures)")
+            axes.set_ylabel("share at or below")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sizes in inches."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -212,7 +293,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """As a PNG file, whole or not at all."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A file name in a script that the font lacks is drawn as boxes; the table beside it has the name.

@@ -11,7 +11,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,20 @@ from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.settings import TrainSettings
 
-__all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "finish", "versions", "write_json"]
+__all__ = ["Checkpoints", "RunFolder", "begin", "claim_folder", "finish", "new_record", "versions", "write_json"]
+
+
+_READERS = (
+    "numpy",
+    "pillow",
+    "pydicom",
+    "python-gdcm",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+    "nibabel",
+    "highdicom",
+)
 
 
 def versions() -> dict[str, str]:
@@ -32,7 +45,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    for name in ("timm", "pillow", "numpy"):
+    for name in ("timm", *_READERS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -54,9 +67,18 @@ def claim_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
                 f"{out} holds another run ({'; '.join(different)}); take a new folder, or the old settings to go on"
             )
         return record
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not _is_half_written(path) for path in out.iterdir())):
         raise ScrdFastError(f"{out} is not empty and holds no run of this command; choose a new folder")
+    return new_record(identity)
+
+
+def new_record(identity: dict[str, Any]) -> dict[str, Any]:
     return {"identity": identity, "versions": versions(), "started": _now(), "status": "running"}
+
+
+def _is_half_written(path: Path) -> bool:
+    """Left by a process that was killed, or of one that begins the same run at this moment."""
+    return path.name.startswith(".run.json.") and path.name.endswith(".tmp")
 
 
 def begin(out: Path, record: dict[str, Any]) -> None:
@@ -179,15 +201,17 @@ class Checkpoints:
         for old in self.files()[: -self.keep]:
             old.unlink()
 
+    def states(self, device: torch.device) -> Iterator[dict[str, Any]]:
+        """Newest first, one at a time; damaged ones are passed over."""
+        for path in reversed(self.files()):
+            with suppress(RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
+                yield dict(torch.load(path, map_location=device, weights_only=True))
+
     def load_newest(self, device: torch.device) -> dict[str, Any] | None:
         """None where there is no checkpoint. Where the newest is damaged an older one serves."""
-        files = self.files()
-        for path in reversed(files):
-            try:
-                return dict(torch.load(path, map_location=device, weights_only=True))
-            except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError):
-                continue
-        if files:
+        for state in self.states(device):
+            return state
+        if self.files():
             raise ScrdFastError(f"{self.folder}: no checkpoint there can be read; remove them to start anew")
         return None
 

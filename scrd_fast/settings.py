@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score
+from scrd_fast.choices import Cache, Device, FeatureCache, Fit, Intensity, Noise, Objective, Precision, Score, SliceAxis
 from scrd_fast.config import Preprocessing, Strict, check_map_weights
 
 __all__ = ["TrainSettings"]
@@ -19,11 +20,13 @@ class TrainSettings(Strict):
     teacher: str = "wide_resnet50_2"
     teacher_weights: str = "pretrained"  # pretrained, random, package, or a file
     objective: Objective = "scrd"
-    score: Score = "top5"
+    score: Score = "combined"
     map_weights: bool | None = None  # None: on exactly where the objective trains the scale weights
     size: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] = 256  # pixels
+    tiles: Annotated[int, Field(ge=1, le=16)] = 1  # a side; images are then larger than `size`
     fit: Fit = "stretch"
     intensity: Intensity = "auto"
+    slice_axis: SliceAxis = 2
     batch_size: Annotated[int, Field(ge=2)] = 16  # batch-norm needs two
     iterations: Annotated[int, Field(ge=1)] = 40_000
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -40,15 +43,40 @@ class TrainSettings(Strict):
     log_every: Annotated[int, Field(ge=1)] = 10  # iterations
     checkpoint_every: Annotated[int, Field(ge=1)] = 500  # iterations
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    unlabelled: Path | None = None  # a folder of images that choose among the checkpoints kept
 
     @model_validator(mode="after")
     def _weights_are_trained(self) -> TrainSettings:
         check_map_weights(self.map_weights, self.objective)
         return self
 
+    @model_validator(mode="after")
+    def _combined_has_normals(self) -> TrainSettings:
+        if self.score == "combined" and not self.calibration_fraction:
+            raise ValueError("--score combined compares with held-out normals: --calibration-fraction must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _choice_has_normals(self) -> TrainSettings:
+        if self.unlabelled and not self.calibration_fraction:
+            raise ValueError("--unlabelled is compared with held-out normals: --calibration-fraction must be above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _cached_features_are_used_again(self) -> TrainSettings:
+        if self.tiles > 1 and self.cache_features != "off":
+            raise ValueError(
+                f"--cache-features {self.cache_features} needs --tiles 1: of an image with tiles each step takes "
+                f"another one, got --tiles {self.tiles}"
+            )
+        return self
+
     def identity(self) -> dict[str, Any]:
         """All that a run's result depends on."""
-        return self.model_dump(mode="json", exclude={"cache"})
+        unused = set() if self.unlabelled else {"unlabelled"}  # runs without are what they were before there was any
+        return self.model_dump(mode="json", exclude={"cache"} | unused)
 
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(size=self.size, fit=self.fit, intensity=self.intensity)
+        return Preprocessing(
+            size=self.size, tiles=self.tiles, fit=self.fit, intensity=self.intensity, slice_axis=self.slice_axis
+        )

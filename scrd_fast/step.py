@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from scrd_fast.budget import Budget
 from scrd_fast.data.cache import TensorCache
 from scrd_fast.distributed import gather, share_batch_norms
-from scrd_fast.model.folding import fold_batch_norms
+from scrd_fast.model.folding import fast_form
 from scrd_fast.model.objectives import needs_noise, objective_loss, trains_weights
 from scrd_fast.model.scrd import SCRD, LossParts
-from scrd_fast.ops import contrastive_distance, synthesize_anomalies
+from scrd_fast.ops import contrastive_distance
 from scrd_fast.settings import TrainSettings
-from scrd_fast.synthesis import draw_anomalies
+from scrd_fast.synthesis import add_anomalies, draw_anomalies
 
 __all__ = ["Step", "mix"]
 
@@ -57,7 +57,8 @@ class Step:
             for part in (model.bottleneck, model.student):
                 share_batch_norms(part.to(fabric.device))
         optimizer = torch.optim.Adam(model.trainable_parameters(), lr=settings.lr, betas=(0.5, 0.999), fused=True)
-        teacher, self._teacher_dtype = _fast_teacher(model, settings.precision == "bf16")
+        bf16 = settings.precision == "bf16"
+        teacher, self._teacher_dtype = fast_form(model.teacher, bf16, model.teacher.multiple)
         trained, self.teacher = (self._compiled(module) for module in (_Trained(model), teacher.to(fabric.device)))
         self.trained, self.optimizer = fabric.setup(trained, optimizer)
         # On the device once and for all: a copy in each step would wait for it.
@@ -96,9 +97,7 @@ class Step:
         generator = torch.Generator(images.device).manual_seed(mix(settings.seed, 2, iteration))
         boxes, seeds = draw_anomalies(share * self.fabric.world_size, images.shape[2], generator)
         own = slice(share * self.fabric.global_rank, share * (self.fabric.global_rank + 1))
-        return synthesize_anomalies(
-            images, boxes[own], seeds[own], strength=settings.strength, std=self.std, variant=settings.noise
-        )
+        return add_anomalies(settings.noise, images, boxes[own], seeds[own], strength=settings.strength, std=self.std)
 
     def _gradients(self, images: Tensor, noisy: Tensor | None, numbers: list[int]) -> LossParts:
         with self.budget("teacher"), torch.no_grad():
@@ -129,7 +128,10 @@ class Step:
         place = {number: i for i, number in enumerate(numbers)}
         kept = self.cache.batch(numbers, lambda missing: self._teach(images[[place[number] for number in missing]]))
         clean = [f.to(images.device, self._teacher_dtype or f.dtype, non_blocking=True) for f in kept]
-        return clean, None if noisy is None else self._teach(noisy)
+        if noisy is None:
+            return clean, None
+        # Under autocast a teacher may end in a layer that stays in float32; what was kept is bfloat16.
+        return clean, [f.to(c.dtype) for f, c in zip(self._teach(noisy), clean, strict=True)]
 
     def _teach(self, images: Tensor) -> list[Tensor]:
         if self._teacher_dtype is not None:
@@ -137,22 +139,6 @@ class Step:
             return features
         with self.fabric.autocast():
             return list(self.teacher(images))
-
-
-def _fast_teacher(model: SCRD, bf16: bool) -> tuple[nn.Module, torch.dtype | None]:
-    """The teacher without its batch-norms, and the dtype it computes in; None: whatever autocast chooses.
-
-    With batch-norms left, bfloat16 would round their statistics. Without, rounding the weights once is what autocast
-    would do in each step.
-    """
-    folded = fold_batch_norms(model.teacher.encoder)
-    if folded is None:
-        return model.teacher, None if bf16 else torch.float32
-    left = any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    if bf16 and left:
-        return folded, None
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    return folded.to(dtype, memory_format=torch.channels_last), dtype  # type: ignore[call-overload]
 
 
 def _joined(parts: list[LossParts]) -> LossParts:

@@ -7,7 +7,7 @@
     RUN/checkpoints/    the last few, for resuming
     RUN/model/          the finished model: model.safetensors, config.json, calibration.json
 
-The model kept is the last one; no test image is ever read.
+The model kept is the last one, unless unlabelled images are given to choose a checkpoint; no label is ever read.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from scrd_fast.budget import peak_bytes
 from scrd_fast.calibration import Calibration
-from scrd_fast.config import SCORES
-from scrd_fast.data.datasets import DataSet
+from scrd_fast.checkpoint_choice import choose_checkpoint, readings
+from scrd_fast.config import ModelConfig
+from scrd_fast.data.datasets import DataSet, Item, unlabelled_items
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
+from scrd_fast.data.known import split_name
 from scrd_fast.device import pick_device
 from scrd_fast.distributed import is_first, launch
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.loop import Interrupted, Loop, batch_indices
+from scrd_fast.model.reference import LEAST, fit_reference, left_out_scores
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.runs import RunFolder
 from scrd_fast.settings import TrainSettings
@@ -48,26 +52,37 @@ def train(
     """Train on `data.train`, or go on where a run of the same settings in `out` was stopped.
 
     `on_step` gets the iteration, the loss and the rate after each step that is logged. Raises `DataError` for
-    unusable images (all of them listed, before training begins) and `Interrupted` after SIGINT or SIGTERM.
+    unusable images (all of them listed, before training begins) and `Interrupted` after SIGINT or SIGTERM. Of several
+    processes the first returns the model as it is stored; the others' has no reference to held-out images.
     """
     data.require(train=True, test=False)
     fabric = launch(pick_device(settings.device), settings.precision)
     _check_shares(settings, fabric.world_size)
     log = log if is_first() else lambda text: None
     hashes = content_hashes([item.path for item in data.train])
-    train_part, held_out = split_calibration(hashes, settings.calibration_fraction)
+    train_part, held_out = split_calibration(
+        hashes, settings.calibration_fraction, frames=[item.frame for item in data.train]
+    )
     if not train_part:
         raise ScrdFastError(f"{data.root}: no images are left to train on after the calibration part")
+    if settings.score == "combined" and len(held_out) < LEAST:
+        raise ScrdFastError(
+            f"{data.root}: --score combined needs {LEAST} held-out normal images, of these {len(hashes)} images "
+            f"{len(held_out)} are held out; give more images or take another score"
+        )
     model = new_model(settings)
     run = RunFolder.open(out, settings, hashes, model.config.teacher.sha256)
     if run.finished:
         log(f"{out} is finished already")
         return SCRD.from_pretrained(run.model)
     _warn_of_copies(data, hashes, log)
+    unlabelled = unlabelled_items(settings.unlabelled, settings.slice_axis) if settings.unlabelled else []
     beside = next(p for p in (out, *out.absolute().parents) if p.is_dir())
-    store = ImageStore([item.path for item in data.train], model.config.preprocessing, settings.cache, beside)
+    store = ImageStore(data.train, model.config.preprocessing, settings.cache, beside)
     log(f"reading {len(store)} images")
     store.check(data.root)
+    if settings.unlabelled and is_first():
+        ImageStore(unlabelled, model.config.preprocessing, cache="off").check(settings.unlabelled)
     fabric.barrier()  # all have looked at the folder before one writes there
     if is_first():
         run.begin()  # only now, so that a mistake above leaves no folder behind
@@ -80,15 +95,20 @@ def train(
     model = model.to(fabric.device).eval()
     if not is_first():
         return model
+    normals = [data.train[i] for i in held_out]
+    chosen: dict[str, Any] = {"checkpoint": "last"}  # never by a test label
+    if unlabelled:
+        chosen = choose_checkpoint(model, loop.checkpoints, normals, unlabelled, settings, log)
     log(f"calibrating on {len(held_out)} held-out normal images")
     run.model.mkdir(exist_ok=True)
     clock = time.perf_counter()
-    calibrated = _calibrate(model, [store.paths[i] for i in held_out], settings.batch_size, run.model, log)
+    calibrated = _calibrate(model, normals, settings, run.model, log)
     rate = calibrated / (time.perf_counter() - clock)  # screening's estimates rest on it
     model.save_pretrained(run.model)  # last: a model without its calibration would pass for a finished one
     run.finish(
-        checkpoint="last",  # never chosen by a test label
+        **chosen,
         data=str(data.root),
+        split=split_name(data.root),
         train_images=len(train_part),
         calibration_images=len(held_out),
         calibration_images_per_second=round(rate, 2),
@@ -100,8 +120,9 @@ def train(
 
 
 def _name(data: DataSet, number: int) -> str:
-    path = data.train[number].path
-    return str(path.relative_to(data.root) if path.is_relative_to(data.root) else path)
+    path, frame = data.train[number].path, data.train[number].frame
+    name = str(path.relative_to(data.root) if path.is_relative_to(data.root) else path)
+    return name if frame is None else f"{name}, image {frame}"
 
 
 def _check_shares(settings: TrainSettings, processes: int) -> None:
@@ -129,34 +150,44 @@ def _run(
 
 
 def new_model(settings: TrainSettings) -> SCRD:
-    """The model as it is before its first step: it follows from the settings alone."""
+    """The model as it is before its first step: it follows from the settings alone.
+
+    A score that needs held-out images is given to it at the end.
+    """
     torch.manual_seed(settings.seed)
     return SCRD.create(
         settings.teacher,
         weights=settings.teacher_weights,
         objective=settings.objective,
-        score=settings.score,
+        score=ModelConfig().score if settings.score == "combined" else settings.score,
         map_weights=settings.map_weights,
         preprocessing=settings.preprocessing(),
     )
 
 
-def _calibrate(model: SCRD, paths: list[Path], batch_size: int, folder: Path, log: Callable[[str], None]) -> int:
-    """From held-out normal images, in float32, which is what screening computes in unless asked otherwise."""
-    if not paths:
+def _calibrate(
+    model: SCRD, items: list[Item], settings: TrainSettings, folder: Path, log: Callable[[str], None]
+) -> int:
+    """From held-out normal images, in float32, which is what screening computes in unless asked otherwise.
+
+    They also give the model its reference.
+    """
+    if not items:
         log("no images were held out: there will be no threshold; `scrd-fast calibrate` sets one")
         return 0
-    store = ImageStore(paths, model.config.preprocessing, cache="off")  # read anew, as in screening: it is timed
-    columns: dict[str, list[float]] = {name: [] for name in SCORES}
-    for start in range(0, len(paths), batch_size):
-        images = store.batch(range(start, min(start + batch_size, len(paths))))
-        for name, values in model.predict(images).scores.items():
-            columns[name] += values.tolist()
-    calibration = Calibration.fit(columns[model.config.score], model.config.score, map_peaks=columns["max"])
+    columns, scales, pictures = readings(model, items, settings.batch_size)
+    name = settings.score
+    if len(items) >= LEAST:
+        reference = fit_reference(scales, columns["top1"])
+        model.config = model.config.model_copy(update={"reference": reference, "score": name})
+        columns["combined"] = left_out_scores(scales, columns["top1"]).tolist()
+    calibration = Calibration.fit(
+        columns[name], name, map_peaks=columns["max"], model_sha256=model.fingerprint(), pictures=pictures
+    )
     if not calibration.reachable:
-        log(f"{len(paths)} calibration images are too few for a false-alarm rate of {calibration.fpr:g}")
+        log(f"{len(items)} calibration images are too few for a false-alarm rate of {calibration.fpr:g}")
     calibration.save(folder / "calibration.json")
-    return len(paths)
+    return len(items)
 
 
 def _warn_of_copies(data: DataSet, hashes: list[str], log: Callable[[str], None]) -> None:

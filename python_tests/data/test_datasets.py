@@ -6,14 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from scrd_fast.config import Preprocessing
-from scrd_fast.data.datasets import open_dataset
+from scrd_fast.data.datasets import Item, open_dataset
+from scrd_fast.data.frames import Frame
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
-from scrd_fast.data.reading import read_image
+from scrd_fast.data.reading import read_frame, read_frames, read_image
 from scrd_fast.errors import DataError, ImageError, ScrdFastError
 
 
@@ -21,6 +23,10 @@ def image(path: Path, level: int = 100) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (40, 40), level).save(path)
     return path
+
+
+def items(paths: list[Path]) -> list[Item]:
+    return [Item(path, 0) for path in paths]
 
 
 def medianomaly(root: Path, buckets: dict[str, dict[str, list[str]]]) -> Path:
@@ -146,7 +152,7 @@ def test_unknown_layouts_and_missing_folders_are_explained(tmp_path: Path) -> No
 def test_the_store_lists_every_unreadable_file(tmp_path: Path) -> None:
     paths = [image(tmp_path / "a.png"), tmp_path / "b.png", tmp_path / "c.png"]
     paths[1].write_bytes(b"not an image")
-    store = ImageStore(paths, Preprocessing(size=32))
+    store = ImageStore(items(paths), Preprocessing(size=32))
     with pytest.raises(DataError) as caught:
         store.check(tmp_path)
     assert len(caught.value.problems) == 2
@@ -159,18 +165,18 @@ def test_the_store_reads_once_what_it_keeps(cache: Any, tmp_path: Path, monkeypa
     paths = [image(tmp_path / f"{i}.png", level=i) for i in range(5)]
     read: list[Path] = []
 
-    def counted(path: Path, preprocessing: Preprocessing) -> torch.Tensor:
+    def counted(path: Path, preprocessing: Preprocessing) -> Frame:
         read.append(path)
-        return read_image(path, preprocessing)
+        return read_frame(path, preprocessing)
 
-    monkeypatch.setattr("scrd_fast.data.images.read_image", counted)
-    store = ImageStore(paths, Preprocessing(size=32), cache, tmp_path)
+    monkeypatch.setattr("scrd_fast.data.images.read_frame", counted)
+    store = ImageStore(items(paths), Preprocessing(size=32), cache, tmp_path)
     store.check(tmp_path)
     assert sorted(read) == sorted(paths)
     batch = store.batch([3, 0, 3])
     for got, i in zip(batch, (3, 0, 3), strict=True):
         assert torch.equal(got, read_image(paths[i], Preprocessing(size=32)))
-    assert len(read) == (8 if cache == "off" else 5)
+    assert len(read) == (7 if cache == "off" else 5)
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".png"] * 5  # a file in the way of nobody
 
 
@@ -182,8 +188,8 @@ def test_the_store_says_where_images_do_not_fit(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(
         ScrdFastError, match=r"the pixels \(--cache\) of 2 images need 0\.0 MB of memory, and 0\.0 MB are free"
     ):
-        ImageStore(paths, Preprocessing(size=32), "memory", tmp_path)
-    stores = [ImageStore(paths, Preprocessing(size=32), "auto", folder) for folder in (tmp_path, None)]
+        ImageStore(items(paths), Preprocessing(size=32), "memory", tmp_path)
+    stores = [ImageStore(items(paths), Preprocessing(size=32), "auto", folder) for folder in (tmp_path, None)]
     paths[0].unlink()
     paths[1].unlink()
     assert [store._cache is None for store in stores] == [False, True]
@@ -218,3 +224,104 @@ def test_the_real_data_sets_are_listed(real_data: Path, name: str, counts: tuple
     labels = Counter(item.label for item in data.test)
     assert (len(data.train), labels[0], labels[1]) == counts
     data.require(train=True, test=True)
+
+
+def volume(path: Path, slices: int, level: int = 0) -> Path:
+    nibabel = pytest.importorskip("nibabel")
+    values = np.random.default_rng(level).integers(0, 200, (40, 36, slices)).astype(np.int16)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    return path
+
+
+def test_a_file_of_several_images_stands_for_all_of_them(tmp_path: Path) -> None:
+    volume(tmp_path / "train/good/a.nii.gz", 5)
+    image(tmp_path / "train/good/b.png")
+    stack = image(tmp_path / "train/good/c.tif")
+    with Image.open(stack) as page:
+        page.save(stack, save_all=True, append_images=[page, page])
+    image(tmp_path / "test/good/a.png")
+    volume(tmp_path / "test/cut/v.nii.gz", 4)
+    volume(tmp_path / "ground_truth/cut/v.nii.gz", 4)
+    data = open_dataset(tmp_path)
+    assert [(i.path.name, i.frame) for i in data.train] == [
+        *(("a.nii.gz", k) for k in range(5)), ("b.png", None), *(("c.tif", k) for k in range(3)),
+    ]  # fmt: skip
+    assert [(i.mask.name if i.mask else None, i.frame) for i in data.test] == [
+        (None, None), *(("v.nii.gz", k) for k in range(4)),
+    ]  # fmt: skip
+    data.require(train=True, test=True)
+    assert len(open_dataset(tmp_path, slice_axis=0).train) == 40 + 1 + 3
+    volume(tmp_path / "ground_truth/cut/v.nii.gz", 3)
+    with pytest.raises(DataError, match=r"v.nii.gz: holds 3 images, expected 4 as in v.nii.gz"):
+        open_dataset(tmp_path).require(train=False, test=True)
+
+
+def test_dicom_counts_without_an_ending(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    from dicom_files import made, stacked, written
+
+    folder = tmp_path / "train/good"
+    folder.mkdir(parents=True)
+    (folder / "IM0001").write_bytes(written(made()))
+    (folder / "1.2.840.7").write_bytes(written(stacked(np.ones((2, 40, 33)))))
+    (folder / "notes").write_text("no image")
+    (folder / "notes.txt").write_text("no image")
+    items = open_dataset(tmp_path).train
+    assert [(i.path.name, i.frame) for i in items] == [("1.2.840.7", 0), ("1.2.840.7", 1), ("IM0001", None)]
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_the_store_opens_a_file_once_for_its_images(
+    cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = volume(tmp_path / "train/good/a.nii.gz", 6)
+    image(tmp_path / "train/good/b.png")
+    opened: list[Any] = []
+
+    def counted(source: Path, preprocessing: Preprocessing, only: Any) -> Any:
+        opened.append(only)
+        return read_frames(source, preprocessing, only)
+
+    monkeypatch.setattr("scrd_fast.data.images.read_frames", counted)
+    store = ImageStore(open_dataset(tmp_path).train, Preprocessing(size=32), cache)
+    store.check(tmp_path)
+    assert opened == [set(range(6))]
+    batch = store.batch([3, 6, 0, 3])
+    assert torch.equal(batch[0], read_image(path, Preprocessing(size=32), 3))
+    assert torch.equal(batch[1], read_image(tmp_path / "train/good/b.png", Preprocessing(size=32)))
+    assert torch.equal(batch[2], read_image(path, Preprocessing(size=32), 0))
+    assert torch.equal(batch[3], batch[0])
+
+
+def test_a_broken_volume_is_one_problem(tmp_path: Path) -> None:
+    path = volume(tmp_path / "a.nii", 6)
+    broken = ImageStore([Item(path, 0, frame=k) for k in range(6)], Preprocessing(size=32))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError) as caught:
+        broken.check(tmp_path)
+    assert len(caught.value.problems) == 1
+    fewer = ImageStore([Item(volume(path, 2), 0, frame=k) for k in range(3)], Preprocessing(size=32))
+    with pytest.raises(DataError, match="fewer images than it announced"):
+        fewer.check(tmp_path)
+
+
+@pytest.mark.parametrize("slices", [1, 7, 30])
+def test_the_images_of_a_file_fall_on_one_side(tmp_path: Path, slices: int) -> None:
+    """Else neighbouring slices would calibrate what was trained on them."""
+    files = [volume(tmp_path / f"train/good/{k}.nii", slices, level=k) for k in range(24)]
+    volume(tmp_path / "train/good/copy.nii", slices, level=3)
+    data = open_dataset(tmp_path).train
+    hashes = content_hashes([item.path for item in data])
+    train, held_out = split_calibration(hashes, 0.2, frames=[item.frame for item in data])
+    assert not {hashes[i] for i in train} & {hashes[i] for i in held_out}
+    chosen = {data[i].path for i in held_out}
+    assert len(held_out) == slices * len(chosen)  # all images of a file, and a copy's not once more
+    wanted = max(0.2 * len(files) * slices, 20)
+    assert min(wanted, len(files) * slices / 2) <= len(held_out) < wanted + slices
+
+
+def test_one_volume_alone_is_trained_on(tmp_path: Path) -> None:
+    path = volume(tmp_path / "train/good/a.nii", 40)
+    hashes = content_hashes([path] * 40)
+    assert split_calibration(hashes, 0.1, frames=range(40)) == (list(range(40)), [])

@@ -18,51 +18,30 @@ from PIL import Image
 
 pydicom = pytest.importorskip("pydicom")
 
+from dicom_files import SHAPE, made, table, written  # noqa: E402
 from pydicom.data import get_testdata_files  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing, pixel_array  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
 )
 
 from scrd_fast.cli import main  # noqa: E402
 from scrd_fast.config import Preprocessing  # noqa: E402
-from scrd_fast.data.dicom import Window, _quiet_pydicom, decode_dicom, is_dicom, voi  # noqa: E402
-from scrd_fast.data.reading import decode, read_image  # noqa: E402
+from scrd_fast.data.dicom import _quiet_pydicom, is_dicom, read_dicom  # noqa: E402
+from scrd_fast.data.dicom_values import Window, voi  # noqa: E402
+from scrd_fast.data.reading import read_frames, read_image  # noqa: E402
 from scrd_fast.errors import ImageError  # noqa: E402
 
 FILES = sorted(file for file in get_testdata_files() if Path(file).is_file())
-SHAPE = (48, 37)
 
 
-def made(bits: int = 12, signed: bool = False, kind: str = "MONOCHROME2", **elements: Any) -> Dataset:
-    """A gray image with every part of its range in it."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    kept = np.int16 if signed else np.uint16
-    kept = (np.int8 if signed else np.uint8) if bits == 8 else kept
-    stored = np.linspace(low, high, SHAPE[0] * SHAPE[1]).round().astype(kept).reshape(SHAPE)
-    dataset.Rows, dataset.Columns = SHAPE
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, kind
-    dataset.BitsAllocated = 8 if bits == 8 else 16
-    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, int(signed)
-    dataset.PixelData = stored.tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def written(dataset: Dataset) -> bytes:
-    out = io.BytesIO()
-    dataset.save_as(out, enforce_file_format=True)
-    return out.getvalue()
+def decode(source: Path | bytes, intensity: str = "auto") -> np.ndarray[Any, Any]:
+    """The one picture, of its own size."""
+    ((_, picture),) = read_dicom(source, intensity, {0})
+    return picture.pixels
 
 
 def read(dataset: Dataset, intensity: str = "auto") -> np.ndarray[Any, Any]:
@@ -72,15 +51,6 @@ def read(dataset: Dataset, intensity: str = "auto") -> np.ndarray[Any, Any]:
     assert 0 <= pixels.min() <= pixels.max() <= 1
     assert (pixels == pixels[:1]).all()
     return pixels[0]
-
-
-def table(bits: int = 10) -> Dataset:
-    """A VOI LUT over the 12-bit range."""
-    item = Dataset()
-    item.LUTDescriptor = [4096, 0, bits]
-    item.LUTData = (np.linspace(0, 1, 4096) ** 2 * (2**bits - 1)).round().astype(np.uint16).tobytes()
-    item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
-    return item
 
 
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
@@ -112,6 +82,23 @@ def test_the_first_window_comes_before_the_lut_and_the_lut_before_percentiles() 
     stored = pixel_array(made()).astype(np.float64)
     low, high = np.percentile(stored, (0.5, 99.5))
     np.testing.assert_allclose(percentiles, ((stored - low) / (high - low)).clip(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_rule_that_showed_a_picture_is_told(kind: str) -> None:
+    window: dict[str, Any] = {"WindowCenter": 1000, "WindowWidth": 300}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({}, "percentile"),
+        ({"VOILUTSequence": [table()]}, "lut"),
+        (window, "window"),
+        (window | {"VOILUTSequence": [table()]}, "window"),
+        (window | {"WindowWidth": 0}, "percentile"),
+    ]
+    for elements, expected in cases:
+        for intensity in ("auto", "percentile", "range"):
+            source = written(made(PhotometricInterpretation=kind, **elements))
+            (frame,) = read_frames(source, Preprocessing(size=32, intensity=intensity))
+            assert frame.about.shown == (expected if intensity == "auto" else intensity)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +191,7 @@ def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pydicom", None)
     _quiet_pydicom.cache_clear()
     with pytest.raises(ImageError, match=r"install this package with its \[dicom\] extra"):
-        decode_dicom(b"", "auto", 100)
+        list(read_dicom(b"", "auto", {0}))
 
 
 def test_neither_errors_nor_logs_nor_warnings_say_anything_of_the_patient(
@@ -306,7 +293,7 @@ def test_frames_that_are_not_counted_are_seen(syntax: str | None) -> None:
         dataset.NumberOfFrames = 3
         dataset.compress(syntax, np.stack(frames))
         del dataset.NumberOfFrames
-    with pytest.raises(ImageError, match="holds 3 images, expected one a file"):
+    with pytest.raises(ImageError, match="holds 3 images, but announces 1"):
         read_image(written(dataset), Preprocessing(size=32))
 
 
@@ -359,7 +346,7 @@ def test_every_file_of_pydicoms_collection_is_read_or_refused() -> None:
         assert torch.isfinite(image).all()
         meta = getattr(pydicom.dcmread(file, force=True, stop_before_pixels=True), "file_meta", {})
         syntaxes.add(str(meta.get("TransferSyntaxUID")) if is_dicom(file) else "not DICOM")
-    assert set(codes.values()) <= {"no-pixels", "multi-frame", "unreadable", "unsupported", "not-an-image"}
+    assert set(codes.values()) <= {"no-pixels", "multi-frame", "unreadable", "unsupported", "not-an-image", "too-large"}
     assert len(FILES) - len(codes) > 60
     for ending in ("1.2.5", "4.50", "4.70", "4.80", "4.90", "4.91"):
         assert any(syntax.endswith(ending) for syntax in syntaxes), (ending, sorted(syntaxes))
@@ -391,4 +378,4 @@ def test_a_folder_of_dicom_is_screened(trained: Path, tmp_path: Path) -> None:
     assert {name: row["status"] for name, row in rows.items()} == {
         "0.dcm": "ok", "1.dcm": "ok", "2.dcm": "ok", "bad.dcm": "failed",
     }  # fmt: skip
-    assert "holds 3 images" in rows["bad.dcm"]["error"]
+    assert rows["bad.dcm"]["error"].startswith("unreadable: ")

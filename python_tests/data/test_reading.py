@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from scrd_fast.config import Preprocessing
-from scrd_fast.data.reading import decode, normalise, read_image, read_mask
+from scrd_fast.data.pictures import read_pages
+from scrd_fast.data.reading import normalise, read_image, read_mask
 from scrd_fast.errors import ImageError
 
 SAME = Preprocessing(size=256)  # a 256 x 256 image is not resized
@@ -111,7 +112,8 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the left edge is on top
     path = save(tmp_path / "a.png", pixels, exif=exif)
-    shown = decode(path)
+    ((_, picture),) = read_pages(path, "auto", {0})
+    shown = picture.pixels
     assert shown.shape == (3, 60, 40)
     assert shown[:, 2].min() == 1
     assert shown[:, 30].max() == 0
@@ -195,7 +197,7 @@ def _png_of_16_bit_colour() -> bytes:
 def test_a_decompression_bomb_is_refused_before_memory_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scrd_fast.data.reading.MAX_PIXELS", 1000)
+    monkeypatch.setattr("scrd_fast.data.limits.MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="256 x 256 pixels, at most 1000 are read") as caught:
         read_image(save(tmp_path / "a.png", ramp(np.uint8, 255)), SAME)
     assert caught.value.code == "too-large"

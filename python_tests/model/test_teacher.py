@@ -149,7 +149,7 @@ def test_a_damaged_safetensors_file_is_named(tmp_path: Path) -> None:
             ScrdFastError,
             "no model named 'wide_resnet50'; close names: .*wide_resnet50_2",
         ),
-        ("vit_tiny_patch16_224", "random", ScrdFastError, "vit_tiny_patch16_224"),
+        ("mixer_s16_224", "random", ScrdFastError, "mixer_s16_224"),
         ("resnet18", "package", ScrdFastError, "no known package carries weights of resnet18"),
         ("resnet18", "nowhere.pth", ScrdFastError, "no file nowhere.pth; the four ways"),
     ],

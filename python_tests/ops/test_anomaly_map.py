@@ -160,8 +160,8 @@ def test_the_operator_itself_protects_its_memory(top: list[float], return_map: b
 def test_compiles_into_one_graph(dynamic: bool) -> None:
     teacher, student = [torch.randn(2, 3, 4, 4)], [torch.randn(2, 3, 4, 4)]
     compiled = torch.compile(anomaly_map, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    expected = anomaly_map(teacher, student, None, (16, 16), top=0.1)
-    for a, b in zip(compiled(teacher, student, None, (16, 16), top=0.1), expected, strict=True):
+    expected = anomaly_map(teacher, student, None, (16, 16), top=0.1, return_scales=True)
+    for a, b in zip(compiled(teacher, student, None, (16, 16), top=0.1, return_scales=True), expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -174,7 +174,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(size: tuple[int, int], combine:
     shapes = [(5, 24, 16, 16), (5, 40, 8, 8)]
     teacher, student = features(shapes, torch.float32, device), features(shapes, torch.float32, device)
     weights = torch.rand(5, 2, device=device) if combine == "add" else None
-    options: dict[str, Any] = {"combine": combine, "top": (0.01, 0.05), "backend": "native"}
+    options: dict[str, Any] = {"combine": combine, "top": (0.01, 0.05), "return_scales": True, "backend": "native"}
     whole = anomaly_map(teacher, student, weights, size, **options)
     for n in range(5):
         part = slice(n, n + 1)
@@ -195,7 +195,9 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(anomaly_map(teacher, student, None, (200, 150), top=0.05, backend="native"))
+            results.append(
+                anomaly_map(teacher, student, None, (200, 150), top=0.05, return_scales=True, backend="native")
+            )
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -239,7 +241,7 @@ def test_bad_values_stay_in_their_image(bad: float, device: str, backend: str) -
     need(backend, device)
     torch.manual_seed(7)
     teacher, student = (torch.randn(3, 2, 4, 4, device=device) for _ in range(2))
-    options: dict[str, Any] = {"top": (0.01, 0.5), "backend": backend}
+    options: dict[str, Any] = {"top": (0.01, 0.5), "return_scales": True, "backend": backend}
     expected = anomaly_map([teacher], [student], None, (8, 8), **options)
     teacher[1, 0, 2, 2] = bad
     actual = anomaly_map([teacher], [student], None, (8, 8), **options)
@@ -278,10 +280,10 @@ def test_can_be_captured_in_a_graph(backend: str) -> None:
     anomaly_map(teacher, student, None, (21, 22), top=0.05, backend=backend)  # compiles, loads
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = anomaly_map(teacher, student, None, (73, 71), top=0.05, backend=backend)
+        captured = anomaly_map(teacher, student, None, (73, 71), top=0.05, return_scales=True, backend=backend)
     student[0].copy_(torch.randn_like(student[0]))
     graph.replay()
-    expected = anomaly_map(teacher, student, None, (73, 71), top=0.05, backend=backend)
+    expected = anomaly_map(teacher, student, None, (73, 71), top=0.05, return_scales=True, backend=backend)
     for a, b in zip(captured, expected, strict=True):
         assert a is not None
         assert b is not None

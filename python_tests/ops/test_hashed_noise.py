@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from scrd_fast.ops import simplex_noise
-from scrd_fast.ops.simplex_noise import HASHED_NORM, HASHED_SCALE, _cube_edge, _mixed, _splitmix64
+from scrd_fast.ops.simplex_noise import HASHED_NORM, HASHED_SCALE, cube_edge, mixed
+from scrd_fast.ops.simplex_noise import splitmix64 as our_splitmix64
 
 HERE = ["reference", "native"]
 SEEDS = [0, 1, -1, 123456789012345, 2**63 - 1, -(2**63)]
@@ -86,21 +87,21 @@ def test_equals_the_definition(size: tuple[int, int, int], octaves: int, frequen
 
 def test_the_finaliser_is_murmurhash3s() -> None:
     """MurmurHash3_x86_32 of the empty string is the finaliser of its seed; the values are its test vectors."""
-    b = _mixed(torch.tensor([0, 1, 0xFFFFFFFF]), 0, 0)
+    b = mixed(torch.tensor([0, 1, 0xFFFFFFFF]), 0, 0)
     assert (b ^ b >> 16).tolist() == [0, 0x514E28B7, 0x81F16F39]
 
 
 def test_the_keys_are_splitmix64s() -> None:
     """The published generator's first outputs for the seeds 0 and 1234567, and the definition for every bit."""
     published = [0xE220A8397B1DCDAF, 6457827717110365317]
-    assert [key % 2**64 for key in _splitmix64(torch.tensor([0, 1234567])).tolist()] == published
+    assert [key % 2**64 for key in our_splitmix64(torch.tensor([0, 1234567])).tolist()] == published
     seeds = [-(2**63), *(1 << bit for bit in range(63))]
-    assert [key % 2**64 for key in _splitmix64(torch.tensor(seeds)).tolist()] == [splitmix64(s) for s in seeds]
+    assert [key % 2**64 for key in our_splitmix64(torch.tensor(seeds)).tolist()] == [splitmix64(s) for s in seeds]
 
 
 def test_gradients_are_the_edges_of_a_cube_and_cancel() -> None:
     axes = torch.eye(3, dtype=torch.float64)
-    edges = torch.stack([_cube_edge(torch.arange(16), list(axis[:, None])) for axis in axes], dim=1)
+    edges = torch.stack([cube_edge(torch.arange(16), list(axis[:, None])) for axis in axes], dim=1)
     assert (edges.abs().sum(1) == 2).all()
     assert (edges.square().sum(1) == 2).all()
     assert len({tuple(edge) for edge in edges.tolist()}) == 12

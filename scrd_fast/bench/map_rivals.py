@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,7 @@ from scrd_fast.bench.roofline import best_seconds
 if TYPE_CHECKING:
     from scrd_fast.bench.maps import Features
 
-__all__ = ["anomalib", "authors", "compiled", "eager", "largest_word", "read", "result"]
+__all__ = ["anomalib", "authors", "authors_map", "compiled", "eager", "largest_word", "read", "result"]
 
 SIZE, SIGMA, SHARE = (256, 256), 4.0, 0.05
 RADIUS = int(4 * SIGMA + 0.5)
@@ -102,19 +103,25 @@ def compiled(variant: str, mode: str | None = None) -> Build:
     return build
 
 
+def authors_map(teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Of one image whose features are [1, C_k, H_k, W_k]: [H, W]."""
+    from scipy.ndimage import gaussian_filter
+
+    total = np.zeros(size)
+    for t, s in zip(teacher, student, strict=True):
+        distance = 1 - F.cosine_similarity(t.float(), s.float())
+        scale = F.interpolate(distance[:, None], size=size, mode="bilinear", align_corners=True)
+        total += scale[0, 0].cpu().numpy()
+    return np.asarray(gaussian_filter(total, sigma=SIGMA))
+
+
 def authors(case: Case, device: torch.device) -> Callable[[Features], Call]:
     """Image by image, as the published evaluation does: distances where the features are, map and blur in numpy and
     scipy. The mean alone is made of a map, too."""
     del case, device
-    from scipy.ndimage import gaussian_filter
 
     def one(teacher: list[Tensor], student: list[Tensor]) -> tuple[Any, ...]:
-        total = np.zeros(SIZE)
-        for t, s in zip(teacher, student, strict=True):
-            distance = 1 - F.cosine_similarity(t.float(), s.float())
-            scale = F.interpolate(distance[:, None], size=SIZE, mode="bilinear", align_corners=True)
-            total += scale[0, 0].cpu().numpy()
-        full = gaussian_filter(total, sigma=SIGMA)
+        full = authors_map(teacher, student, SIZE)
         return full, full.mean(), full.max(), np.partition(full.ravel(), -LARGEST)[-LARGEST:].mean()
 
     def bind(inputs: Features) -> Call:

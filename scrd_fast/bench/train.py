@@ -28,7 +28,6 @@ from scrd_fast.data.reading import normalise
 from scrd_fast.device import pick_device
 from scrd_fast.distributed import launch
 from scrd_fast.memory import keep_freed_memory
-from scrd_fast.model.teacher import STRIDES
 from scrd_fast.ops import synthesize_anomalies
 from scrd_fast.settings import TrainSettings
 from scrd_fast.step import Step, mix
@@ -156,8 +155,7 @@ def _ours(contender: str, setup: Setup, device: torch.device) -> tuple[Timed, Bu
     model = new_model(settings)
     numbers, cache = list(range(setup.batch_size)), None
     if settings.cache_features != "off":
-        sides = [setup.size // stride for stride in STRIDES]
-        shapes = [(c, side, side) for c, side in zip(model.teacher.channels, sides, strict=True)]
+        shapes = model.teacher.shapes(setup.size)
         cache = TensorCache(len(numbers), shapes, torch.bfloat16, "memory", what="features", channels_last=True)
     budget = Budget(device)
     step = Step(launch(device, settings.precision), model, settings, cache, budget)

@@ -4,9 +4,11 @@
 - MedIAnomaly: `images/` and `data.json` = {"train": {"0": [...]}, "test": {"0": [...], "1": [...]}}; other buckets
   are ignored.
 - Folder tree: `train/good`, `test/good`, `test/<defect>` and, for pixel metrics, `ground_truth/<defect>` with
-  `<stem>.png` or `<stem>_mask.png`; `normal` may stand for `good`.
+  `<stem>.png` or `<stem>_mask.png`, for volumes `<stem>.nii.gz` of as many slices; `normal` may stand for `good`.
 - ISIC 2018 task 3: `*GroundTruth*.csv` with the columns `image` and `NV`, images beside it or in a folder; files
   named by a `*Training*` table are for training (NV alone), those of a `*Test*` table for testing.
+
+A file of several images, as DICOM, NIfTI and TIFF can be, stands for all of them.
 """
 
 from __future__ import annotations
@@ -15,24 +17,27 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from scrd_fast.data.reading import EXTENSIONS
-from scrd_fast.errors import DataError
+from scrd_fast.data.dicom import is_dicom
+from scrd_fast.data.reading import EXTENSIONS, count_frames, is_image_name
+from scrd_fast.errors import DataError, ImageError
 
-__all__ = ["DataSet", "Item", "open_dataset"]
+__all__ = ["DataSet", "Item", "open_dataset", "unlabelled_items"]
 
 _NORMAL_NAMES = ("good", "normal")
+_ONE_IMAGE = (".png", ".jpg", ".jpeg", ".bmp")  # not asked how many they hold: reading refuses the odd one
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its file, 0 for normal or 1 for abnormal, and a mask where there is one."""
+    """One image: its file, label, a mask where there is one, its number in the file."""
 
     path: Path
-    label: int
+    label: int  # 0 for normal, 1 for abnormal, -1 where nobody says
     mask: Path | None = None
+    frame: int | None = None  # of the mask too; None: the file's only one
 
 
 @dataclass
@@ -56,18 +61,49 @@ class DataSet:
         problems += [f"{path}: in both train and test" for path in self._shared()]
         wanted = (self.train if train else []) + (self.test if test else [])
         files = [p for item in wanted for p in (item.path, item.mask) if p is not None]
-        problems += [f"{path}: no such file" for path in files if not path.is_file()]
+        problems += [f"{path}: no such file" for path in dict.fromkeys(files) if not path.is_file()]
         if problems:
             raise DataError(self.root, problems)
 
     def _shared(self) -> list[Path]:
         trained = {item.path.resolve() for item in self.train}
-        return [item.path for item in self.test if item.path.resolve() in trained]
+        return [path for path in dict.fromkeys(item.path for item in self.test) if path.resolve() in trained]
 
 
-def open_dataset(root: str | Path) -> DataSet:
-    """Recognise and list a data set. Nothing is decoded. Raises `DataError` where the layout is none of the known."""
-    root = Path(root)
+def open_dataset(root: str | Path, slice_axis: int = 2) -> DataSet:
+    """Recognise and list a data set. Nothing is decoded. Raises `DataError` where the layout is none of the known.
+
+    `slice_axis`: of NIfTI volumes, as in `Preprocessing`.
+    """
+    data = _listed(Path(root))
+    data.train = [one for item in data.train for one in _frames_of(item, slice_axis, data.train_problems)]
+    data.test = [one for item in data.test for one in _frames_of(item, slice_axis, data.test_problems)]
+    return data
+
+
+def unlabelled_items(folder: Path, slice_axis: int = 2) -> list[Item]:
+    """All images below a folder, without labels. Raises `DataError` where there is none."""
+    problems: list[str] = []
+    found = [one for path in _images(folder) for one in _frames_of(Item(path, -1), slice_axis, problems)]
+    if not found:
+        raise DataError(folder, ["no images there" if folder.is_dir() else "no such folder"])
+    return found
+
+
+def _frames_of(item: Item, slice_axis: int, problems: list[str]) -> list[Item]:
+    """The item itself, or one for each image of its file."""
+    if item.path.name.lower().endswith(_ONE_IMAGE):
+        return [item]
+    try:
+        count = count_frames(item.path, slice_axis)
+        if item.mask is not None and count > 1 and (masks := count_frames(item.mask, slice_axis)) != count:
+            problems.append(f"{item.mask}: holds {masks} images, expected {count} as in {item.path.name}")
+    except ImageError:  # reading reports it
+        return [item]
+    return [item] if count == 1 else [replace(item, frame=frame) for frame in range(count)]
+
+
+def _listed(root: Path) -> DataSet:
     if not root.exists():
         near = sorted(p.name for p in root.parent.iterdir() if p.is_dir())[:8] if root.parent.is_dir() else []
         beside = f"; beside it are {', '.join(near)}" if near else ""
@@ -109,7 +145,25 @@ def _medianomaly(root: Path) -> DataSet:
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != "." and p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.is_file() and _is_image(p))
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; where that has no ending (the numbers of a UID are none) by its content, for DICOM."""
+    if is_image_name(path.name):
+        return True
+    if path.name[0] == "." or not (path.suffix[1:].isdigit() or not path.suffix):
+        return False
+    try:
+        return is_dicom(path)
+    except OSError:  # not ours to read
+        return False
+
+
+def _parts(path: Path) -> tuple[str, str]:
+    """Stem and ending, which for `.nii.gz` is no suffix."""
+    ending = next((path.name[-len(e) :] for e in reversed(EXTENSIONS) if path.name.lower().endswith(e)), "")
+    return path.name.removesuffix(ending), ending
 
 
 def _tree(root: Path) -> DataSet:
@@ -122,14 +176,16 @@ def _tree(root: Path) -> DataSet:
         for path in _images(folder):
             mask = _mask_of(path, masks)
             if mask is None and masks.is_dir():
-                problems.append(f"{path}: no mask {path.stem}.png or {path.stem}_mask.png in {masks}")
+                stem, _ = _parts(path)
+                problems.append(f"{path}: no mask {stem}.png or {stem}_mask.png in {masks}")
             test.append(Item(path, 1, mask))
     return DataSet(root, train, test, test_problems=problems)
 
 
 def _mask_of(image: Path, masks: Path) -> Path | None:
-    for stem in (image.stem, f"{image.stem}_mask"):
-        for extension in (".png", image.suffix, ".bmp", ".tif"):
+    name, ending = _parts(image)
+    for stem in (name, f"{name}_mask"):
+        for extension in (".png", ending, ".bmp", ".tif", ".nii.gz", ".nii"):
             if (masks / f"{stem}{extension}").is_file():
                 return masks / f"{stem}{extension}"
     return None

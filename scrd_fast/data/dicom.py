@@ -9,22 +9,31 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 import warnings
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scrd_fast.data.intensity import percentile_window
+from scrd_fast.data.codestreams import Codestream, look_at
+from scrd_fast.data.dicom_header import Headers
+from scrd_fast.data.dicom_values import shown
+from scrd_fast.data.frames import Picture
+from scrd_fast.data.limits import check_frames, check_pixels
 from scrd_fast.errors import ImageError
 
-__all__ = ["Window", "decode_dicom", "is_dicom", "voi"]
+__all__ = ["count_dicom", "is_dicom", "read_dicom"]
 
-Gray = npt.NDArray[np.float64]
 _MISSING = "DICOM files need pydicom: install this package with its [dicom] extra"
-_GRAY = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")  # pydicom makes RGB of them
+# One of these decodes, the first that is there; to try the others too would end in gdcm, which stops the process on
+# some broken JPEGs. It decodes JPEG Lossless, which nothing else does.
+_DECODERS = ("pydicom", "pylibjpeg", "pyjpegls", "pillow", "gdcm")
+_NO_DEVICE = set("^=[]")  # they part the names of people, or show that there were several values
+TAG_LENGTH = 64  # characters of a value that are kept, as many as DICOM allows
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _OTHERS = (b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"GIF8")  # so do other images begin; TIFF may be DICOM too
 
@@ -45,78 +54,39 @@ def _head(source: str | Path | bytes, count: int) -> bytes:
         return file.read(count)
 
 
-class Window:
-    """A VOI window of DICOM PS3.3 C.11.2.1: modality values to [0, 1]."""
-
-    def __init__(self, center: float, width: float, function: str = "LINEAR") -> None:
-        self.center, self.width, self.function = center, width, function
-
-    def __call__(self, values: Gray) -> Gray:
-        """
-        >>> Window(50, 101)(np.array([-1.0, 49.5, 200.0]))
-        array([0. , 0.5, 1. ])
-        """
-        if self.function == "SIGMOID":
-            return np.asarray(1 / (1 + np.exp(-4 * (values - self.center) / self.width)))
-        if self.function == "LINEAR_EXACT":
-            return ((values - self.center) / self.width + 0.5).clip(0, 1)
-        if self.width == 1:  # a threshold
-            return (values > self.center - 0.5).astype(np.float64)
-        return ((values - (self.center - 0.5)) / (self.width - 1) + 0.5).clip(0, 1)
-
-
-def voi(dataset: Any) -> Window | None:
-    """The first window, where it is one: empty values and widths that the standard forbids count as none."""
-    try:
-        center, width = (_number(dataset, "FrameVOILUTSequence", name) for name in ("WindowCenter", "WindowWidth"))
-    except (TypeError, ValueError):
-        return None
-    function = str(_value(dataset, "FrameVOILUTSequence", "VOILUTFunction") or "LINEAR")
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or center is None or width is None:
-        return None
-    if not np.isfinite([center, width]).all():
-        return None
-    return Window(center, width, function) if width >= 1 or (width > 0 and function != "LINEAR") else None
-
-
-def _value(dataset: Any, group: str, name: str) -> Any:
-    """Of the dataset, or of that functional group of its one frame; None where it is absent or empty."""
-    places = [dataset]
-    for groups in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for frame in (dataset.get(groups) or [])[:1]:
-            places += (frame.get(group) or [])[:1]
-    values = [place.get(name) for place in places]
-    return next((value for value in values if value is not None and value != ""), None)
-
-
-def _number(dataset: Any, group: str, name: str) -> float | None:
-    """The first where there are several."""
-    value = _value(dataset, group, name)
-    if value is None or isinstance(value, (str, int, float)):
-        return None if value is None else float(value)
-    return float(value[0]) if len(value) else None
-
-
-def decode_dicom(source: str | Path | bytes, intensity: str, most_pixels: int) -> npt.NDArray[np.float32]:
-    """Pixels of a DICOM file of one frame as float32 [3, H, W] in [0, 1].
+def read_dicom(
+    source: Path | bytes, intensity: str, wanted: Container[int], headers: bool = False
+) -> Iterator[tuple[int, Picture]]:
+    """Number and picture of each frame that is wanted, decoded one by one.
 
     Gray: modality LUT or rescaling, the first window where it is valid, else the VOI LUT, else the 0.5-99.5 percentiles
-    of what is no padding, then MONOCHROME1 inverted. `intensity` "percentile" overrules window and LUT, "range" divides
-    by what the stored bits can hold. Colour: divided by its range. Raises `ImageError`.
+    of what is no padding, then MONOCHROME1 inverted; windows and rescalings are those of the very frame. `intensity`
+    "percentile" overrules window and LUT, "range" divides by what the stored bits can hold. Colour: divided by its
+    range. With `headers` each picture has its own. Raises `ImageError`.
     """
-    try:
-        pydicom = _quiet_pydicom()
-    except ImportError:
-        raise ImageError("unsupported", _MISSING) from None
-    if _DEFLATED in _head(source, 1024):
-        raise ImageError("unsupported", "deflated DICOM: how large it grows is not known before")
-    try:
+    with _failures():
+        dataset = _header(source)
+        count = _count(dataset)
+        facts = _facts(dataset)
+        kept = Headers(dataset, count) if headers else None
         opened = io.BytesIO(source) if isinstance(source, bytes) else source
-        _refuse(pydicom.dcmread(opened, force=True, stop_before_pixels=True), most_pixels)
-        if isinstance(opened, io.BytesIO):
-            opened.seek(0)
-        dataset = pydicom.dcmread(opened, force=True)
-        return _shown(dataset, _pixels(dataset), intensity)
+        dataset = _quiet_pydicom().dcmread(opened, force=True)
+        for index, pixels, flags in _frames(dataset, count, wanted):
+            flags = flags if pixels.any() else (*flags, "all-zero")
+            scaled, rule = shown(dataset, pixels, intensity, index)
+            yield index, Picture(scaled, flags, {**facts, "shown": rule}, None if kept is None else kept.of(index))
+
+
+def count_dicom(source: Path | bytes) -> int:
+    """NumberOfFrames of the header. Raises `ImageError`, also for what `read_dicom` would refuse by the header."""
+    with _failures():
+        return _count(_header(source))
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    try:
+        yield
     except (ImageError, MemoryError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # its text could hold values of the header
@@ -138,24 +108,67 @@ def _quiet_pydicom() -> Any:
     return pydicom
 
 
-def _refuse(dataset: Any, most_pixels: int) -> None:
-    """By the header, before pixels are read."""
-    frames, rows, columns = (int(dataset.get(name) or 1) for name in ("NumberOfFrames", "Rows", "Columns"))
-    if frames > 1:
-        raise ImageError("multi-frame", f"holds {frames} images, expected one a file")
-    if rows * columns > most_pixels:
-        raise ImageError("too-large", f"{columns} x {rows} pixels, at most {most_pixels} are read")
+def _header(source: Path | bytes) -> Any:
+    """Without pixels, and refused before they are read, where it says so."""
+    try:
+        pydicom = _quiet_pydicom()
+    except ImportError:
+        raise ImageError("unsupported", _MISSING) from None
+    if _DEFLATED in _head(source, 1024):
+        raise ImageError("unsupported", "deflated DICOM: how large it grows is not known before", refused=True)
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
+    dataset = pydicom.dcmread(opened, force=True, stop_before_pixels=True)
+    if dataset.get("Rows") and dataset.get("Columns"):
+        check_pixels(int(dataset.Columns), int(dataset.Rows))
     bits = dataset.get("BitsStored")
     if bits and int(dataset.get("HighBit", bits - 1)) != bits - 1:
         raise ImageError("unsupported", "DICOM whose high bit is not the last of the stored bits")
     if any(str(element.keyword).startswith("Segmented") for element in dataset if element.tag.group == 0x28):
         raise ImageError("unsupported", "DICOM with a segmented palette")
+    return dataset
 
 
-def _pixels(dataset: Any) -> npt.NDArray[Any]:
+def _count(dataset: Any) -> int:
+    count = int(dataset.get("NumberOfFrames") or 1)
+    check_frames(count)
+    return max(count, 1)
+
+
+def _facts(dataset: Any) -> dict[str, str | None]:
+    """The parts of `About` that stand in the header. A code is a code: free text is not passed on.
+
+    The makers' names of a device are text of one line, cut to 64 characters; one that is built as names of people are
+    is not passed on.
+    """
+
+    def text(name: str) -> str:
+        return str(dataset.get(name) or "").strip()
+
+    def code(name: str) -> str | None:
+        return text(name).upper() if re.fullmatch("[A-Z0-9_ ]{1,16}", text(name).upper()) else None
+
+    def device(name: str) -> str | None:
+        words = " ".join(text(name).upper().split())[:TAG_LENGTH].rstrip()
+        return words if words.isprintable() and not set(words) & _NO_DEVICE else None
+
+    burned_in = {"YES": "yes", "NO": "no"}.get(code("BurnedInAnnotation") or "", "unknown")
+    return {
+        "burned_in": burned_in,
+        "modality": code("Modality"),
+        "body_part": code("BodyPartExamined"),
+        "view": code("ViewPosition"),
+        "study": text("StudyInstanceUID") or None,
+        "series": text("SeriesInstanceUID") or None,
+        "manufacturer": device("Manufacturer") or None,
+        "device_model": device("ManufacturerModelName") or None,
+    }
+
+
+def _frames(
+    dataset: Any, count: int, wanted: Container[int]
+) -> Iterator[tuple[int, npt.NDArray[Any], tuple[str, ...]]]:
+    """Number, decoded pixels and flags."""
     from pydicom import uid
-    from pydicom.encaps import parse_basic_offsets
-    from pydicom.pixels.utils import pixel_array
 
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise ImageError("no-pixels", "DICOM without an image")
@@ -164,92 +177,77 @@ def _pixels(dataset: Any) -> npt.NDArray[Any]:
         little = dataset.original_encoding[1] is not False
         syntax = uid.ImplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = syntax
-    if syntax.is_compressed:
-        if not _has_decoder(syntax):
-            name = syntax if syntax.name == syntax else f"{syntax} ({syntax.name})"
-            text = f"no decoder for the transfer syntax {name}: install this package with its [dicom] extra"
-            raise ImageError("unsupported", text)
-        frames = len(parse_basic_offsets(dataset.PixelData))
-    else:
-        names = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
-        expected = int(np.prod([int(dataset.get(name) or 1) for name in names], dtype=object)) / 8
-        frames = int(len(dataset.get("PixelData") or b"") // max(expected, 1))
-    if frames > 1:
-        raise ImageError("multi-frame", f"holds {frames} images, expected one a file")
-    return pixel_array(dataset, index=0)
+    return (_compressed if syntax.is_compressed else _native)(dataset, count, wanted)
 
 
-def _has_decoder(syntax: Any) -> bool:
+def _native(
+    dataset: Any, count: int, wanted: Container[int]
+) -> Iterator[tuple[int, npt.NDArray[Any], tuple[str, ...]]]:
+    from pydicom.pixels.utils import pixel_array
+
+    names = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    one = int(np.prod([int(dataset.get(name) or 1) for name in names], dtype=object)) / 8
+    _refuse_excess(int(len(dataset.get("PixelData") or b"") // max(one, 1)), count)
+    for index in range(count):
+        if index in wanted:
+            yield index, pixel_array(dataset, index=index), ()
+
+
+def _compressed(
+    dataset: Any, count: int, wanted: Container[int]
+) -> Iterator[tuple[int, npt.NDArray[Any], tuple[str, ...]]]:
+    """Streams are taken out in their order: to ask for each by its number would count from the first every time."""
+    from pydicom.encaps import encapsulate, generate_frames, parse_basic_offsets
+    from pydicom.pixels.utils import as_pixel_options
+
+    decoder, plugin = _decoder(dataset.file_meta.TransferSyntaxUID)
+    options = as_pixel_options(dataset, number_of_frames=1, decoding_plugin=plugin)
+    offsets = options.pop("extended_offsets", None)
+
+    def streams() -> Iterator[bytes]:
+        return generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)
+
+    found = max(sum(1 for _ in streams()), len(parse_basic_offsets(dataset.PixelData)))
+    _refuse_excess(found, count)
+    for index, stream in enumerate(streams()):
+        if index in wanted:
+            flags = _checked(look_at(stream), dataset)
+            yield index, decoder.as_array(encapsulate([stream], has_bot=False), index=0, **options)[0], flags
+    if found < count:
+        raise ImageError("unreadable", f"holds {found} images of the {count} that it announces")
+
+
+def _refuse_excess(found: int, count: int) -> None:
+    if found > count:
+        raise ImageError("multi-frame", f"holds {found} images, but announces {count}", refused=True)
+
+
+def _checked(stream: Codestream | None, dataset: Any) -> tuple[str, ...]:
+    """Flags. Raises `ImageError` where a decoder would be led to take more memory than the header says, or to crash."""
+    if stream is None:
+        return ()
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if stream.width > columns or stream.height > rows or stream.components > 4:
+        text = f"compressed {stream.width} x {stream.height} of {stream.components}, the header says {columns} x {rows}"
+        raise ImageError("too-large", text, refused=True)
+    if stream.components != int(dataset.SamplesPerPixel) or not (stream.jpeg2000 or 2 <= stream.bits <= 16):
+        text = f"compressed {stream.components} samples of {stream.bits} bits, which the header does not say"
+        raise ImageError("unreadable", text)
+    return ("j2k-precision",) if stream.jpeg2000 and stream.bits != int(dataset.BitsStored) else ()
+
+
+def _decoder(syntax: Any) -> tuple[Any, str]:
+    """pydicom's for this transfer syntax, and the name of the plug-in that it is to use."""
     from pydicom.pixels.decoders.base import get_decoder
 
     try:
-        return bool(get_decoder(syntax).is_available)
+        decoder = get_decoder(syntax)
+        plugins = decoder.available_plugins
     except NotImplementedError:  # of video and the like
-        return False
-
-
-def _shown(dataset: Any, pixels: npt.NDArray[Any], intensity: str) -> npt.NDArray[np.float32]:
-    kind = str(dataset.PhotometricInterpretation)
-    if kind in _GRAY:
-        gray = _gray(dataset, pixels, intensity)
-        if kind == "MONOCHROME1":
-            gray = 1 - gray
-        return np.broadcast_to(gray.astype(np.float32), (3, *gray.shape)).copy()
-    if kind not in _COLOUR or (kind in _COLOUR[3:5] and "JPEG 2000" not in dataset.file_meta.TransferSyntaxUID.name):
-        raise ImageError("unsupported", "DICOM of a colour space that is not known here")
-    top = 2.0 ** int(dataset.BitsStored) - 1
-    if kind == "PALETTE COLOR":
-        from pydicom.pixels.processing import apply_color_lut
-
-        pixels = apply_color_lut(pixels, dataset)
-        top = 2.0 ** (8 * pixels.dtype.itemsize) - 1
-    if pixels.ndim != 3 or pixels.shape[2] < 3:
-        raise ImageError("unsupported", f"colour DICOM with pixels of {pixels.ndim} dimensions")
-    rgb = (pixels[..., :3].astype(np.float32) / np.float32(top)).clip(0, 1)
-    return np.ascontiguousarray((percentile_window(rgb) if intensity == "percentile" else rgb).transpose(2, 0, 1))
-
-
-def _gray(dataset: Any, pixels: npt.NDArray[Any], intensity: str) -> Gray:
-    if pixels.ndim != 2:
-        raise ImageError("unsupported", f"gray DICOM with pixels of {pixels.ndim} dimensions")
-    if intensity == "range":
-        bits = int(dataset.get("BitsStored") or 0)
-        if not bits or pixels.dtype.kind == "f":
-            raise ImageError("out-of-range", "float pixels: intensity 'range' wants whole numbers")
-        low = -(2.0 ** (bits - 1)) if dataset.get("PixelRepresentation") else 0.0
-        return ((pixels.astype(np.float64) - low) / (2.0**bits - 1)).clip(0, 1)
-    values = _of_modality(dataset, pixels)
-    if not np.isfinite(values).all():
-        raise ImageError("not-finite", "holds NaN or infinite pixels")
-    if intensity == "auto":
-        if (window := voi(dataset)) is not None:
-            return window(values)
-        if table := dataset.get("VOILUTSequence"):
-            from pydicom.pixels.processing import apply_voi
-
-            shown = apply_voi(np.rint(values).astype(np.int64), dataset)  # a LUT is indexed
-            return np.asarray(shown / (2.0 ** int(table[0].LUTDescriptor[2]) - 1), dtype=np.float64).clip(0, 1)
-    return percentile_window(values, ~_padding(dataset, pixels)).astype(np.float64)
-
-
-def _of_modality(dataset: Any, pixels: npt.NDArray[Any]) -> Gray:
-    """What was measured: by the modality LUT, or slope and intercept, of which an absent one is 1 or 0."""
-    if dataset.get("ModalityLUTSequence"):
-        from pydicom.pixels.processing import apply_modality_lut
-
-        return np.asarray(apply_modality_lut(pixels, dataset), dtype=np.float64)
-    names = ("RescaleSlope", "RescaleIntercept")
-    slope, intercept = (_number(dataset, "PixelValueTransformationSequence", name) for name in names)
-    if slope == 0:
-        raise ImageError("unreadable", "DICOM with a rescale slope of 0")
-    return pixels.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
-
-
-def _padding(dataset: Any, pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where stored values say that there is no picture."""
-    value = dataset.get("PixelPaddingValue")
-    if not isinstance(value, int):
-        return np.zeros(pixels.shape, dtype=bool)
-    limit = dataset.get("PixelPaddingRangeLimit")
-    low, high = sorted((value, limit if isinstance(limit, int) else value))
-    return (pixels >= low) & (pixels <= high)
+        decoder, plugins = None, ()
+    plugin = next((name for name in _DECODERS if name in plugins), None)
+    if plugin is None:
+        name = syntax if syntax.name == syntax else f"{syntax} ({syntax.name})"
+        text = f"no decoder for the transfer syntax {name}: install this package with its [dicom] extra"
+        raise ImageError("unsupported", text)
+    return decoder, plugin

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["percentile_window"]
+__all__ = ["bounds", "percentile_window", "windowed"]
 
 _WINDOW = (0.5, 99.5)  # percentiles
 
@@ -21,10 +21,18 @@ def percentile_window(
     >>> percentile_window(np.array([3.0, 5.0, 4.0]))
     array([0. , 1. , 0.5], dtype=float32)
     """
-    of = values if counted is None or not counted.any() else values[counted]
-    low, high = np.percentile(of, _WINDOW)
-    if high <= low:  # constant, or all but a few pixels are: the whole range is the window
-        low, high = of.min(), of.max()
+    return windowed(values, *bounds(values if counted is None or not counted.any() else values[counted]))
+
+
+def bounds(values: npt.NDArray[np.number]) -> tuple[float, float]:
+    """The 0.5 and 99.5 percentiles, or least and largest value where those are one."""
+    low, high = (float(x) for x in np.percentile(values, _WINDOW))
+    # Constant, or all but a few pixels are: the whole range is the window.
+    return (low, high) if high > low else (float(values.min()), float(values.max()))
+
+
+def windowed(values: npt.NDArray[np.number], low: float, high: float) -> npt.NDArray[np.float32]:
+    """From [low, high] to [0, 1], clipped; all 0 where that is one value."""
     if high <= low:
         return np.zeros(values.shape, np.float32)
     return np.asarray(((values - low) / (high - low)).clip(0, 1), dtype=np.float32)

@@ -1,121 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one reading function: a file becomes the model's input in the same way everywhere."""
+"""The one reading function: a file's pictures become the model's input in the same way everywhere."""
 
 from __future__ import annotations
 
-import io
-import warnings
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from scrd_fast.config import Preprocessing
-from scrd_fast.data.dicom import decode_dicom, is_dicom
-from scrd_fast.data.intensity import percentile_window
+from scrd_fast.data import nifti
+from scrd_fast.data.archives import read_member
+from scrd_fast.data.dicom import count_dicom, is_dicom, read_dicom
+from scrd_fast.data.facts import pixel_statistics
+from scrd_fast.data.frames import About, Frame, Original, Picture, Source
+from scrd_fast.data.limits import check_size
+from scrd_fast.data.pictures import count_pages, read_pages
 from scrd_fast.errors import ImageError
 
-__all__ = ["EXTENSIONS", "decode", "normalise", "read_image", "read_mask", "resize"]
+__all__ = [
+    "EXTENSIONS",
+    "count_frames",
+    "frame_of",
+    "inner_size",
+    "is_image_name",
+    "normalise",
+    "read_frame",
+    "read_frames",
+    "read_image",
+    "read_mask",
+    "resize",
+]
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom")
-MAX_PIXELS = 100_000_000  # of one image; checked from the header, before memory is taken
-_INTEGER_MODES = {"I;16": 65535.0, "I;16L": 65535.0, "I;16B": 65535.0, "I;16N": 65535.0, "I": 2147483647.0}
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".dicom", ".nii", ".nii.gz")
+LARGEST = 2048  # pixels a side of an original that is kept
+_ONE_LEVEL = 1 / 255 + 1e-6  # of 8 bits: channels that differ by no more are gray
 
 
-def read_image(source: str | Path | bytes, preprocessing: Preprocessing) -> Tensor:
-    """An image file of any mode and size as float32 [3, S, S] in [0, 1], S = `preprocessing.size`, not normalised.
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image where a folder is listed.
+
+    >>> is_image_name("T1.NII.GZ"), is_image_name("T1.gz"), is_image_name(".hidden.png")
+    (True, False, False)
+    """
+    last = name.rsplit("/", 1)[-1]
+    return last.lower().endswith(EXTENSIONS) and not last.startswith(".")
+
+
+def read_frames(
+    source: Source | str | Path | bytes,
+    preprocessing: Preprocessing,
+    only: int | Container[int] | None = None,
+    originals: bool = False,
+) -> Iterator[Frame]:
+    """Every picture of a file in its order, each decoded when it is asked for; `only`: that one, or those.
+
+    A file: an image of any mode and size, of one or several pages, DICOM of one or several frames, a NIfTI volume's
+    slices along `preprocessing.slice_axis`; also a member of an archive, or the bytes themselves. Each picture becomes
+    float32 [3, P, P] in [0, 1], P = `preprocessing.canvas`, not normalised.
 
     8- and 16-bit gray, 32-bit integer, float, RGB, CMYK, palette, with and without alpha (which is ignored); the EXIF
-    orientation is applied. DICOM as `decode_dicom` says. Raises `ImageError` with a short code and the reason, nothing
-    else.
+    orientation is applied. DICOM as `read_dicom` says, NIfTI as `nifti.read_slices` says. With `originals` a frame of
+    DICOM also has its header and, in 8 bits and at most 2048 pixels a side, its picture.
+
+    Raises `ImageError` with a short code and the reason, nothing else. Where a later picture cannot be decoded it is
+    raised in that one's place: what came before holds, what would come after is not read.
     """
-    try:
-        return resize(torch.from_numpy(decode(source, preprocessing.intensity)), preprocessing)
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError("missing", "no such file") from None
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise ImageError("too-large", str(error) or "not enough memory") from None
-    except UnidentifiedImageError:
-        raise ImageError("not-an-image", "no known image format") from None
-    except PermissionError:
-        raise ImageError("unreadable", "permission denied") from None
-    except Exception as error:  # decoders raise anything on hostile bytes: one bad file must not stop a batch
-        raise ImageError("unreadable", f"{type(error).__name__}: {error}") from None
+    wanted: Container[int] = _Every() if only is None else {only} if isinstance(only, int) else only
+    found = False
+    with _Failures():
+        for index, picture in _pictures(source, preprocessing, wanted, originals):
+            found = True
+            yield frame_of(picture, preprocessing, index)
+    if isinstance(only, int) and not found:
+        raise ImageError("no-frame", f"holds no image number {only}, counted from 0")
 
 
-def decode(source: str | Path | bytes, intensity: str = "auto") -> npt.NDArray[np.float32]:
-    """Pixels of a file as float32 [3, H, W] in [0, 1]."""
-    if is_dicom(source):
-        return decode_dicom(source, intensity, MAX_PIXELS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit stands below
-        opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    with opened as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError("too-large", f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
-        _refuse_silent_losses(image)
-        mode = image.mode
-        upright = ImageOps.exif_transpose(image)
-        if mode in _INTEGER_MODES or mode == "F":
-            gray = _scale_deep(np.asarray(upright), mode, intensity)
-            return np.broadcast_to(gray, (3, *gray.shape)).copy()
-        rgb = np.asarray(_to_rgb(upright), dtype=np.float32) / np.float32(255)
-    if intensity == "percentile":
-        rgb = percentile_window(rgb)
-    return np.ascontiguousarray(rgb.transpose(2, 0, 1))
+def count_frames(source: Source | str | Path | bytes, slice_axis: int = 2) -> int:
+    """How many pictures a file announces: nothing is decoded. Raises `ImageError` alone."""
+    with _Failures():
+        content = _content(source)
+        if is_dicom(content):
+            return count_dicom(content)
+        if nifti.is_nifti(content):
+            return nifti.count_slices(content, slice_axis)
+        return count_pages(content)
 
 
-def _refuse_silent_losses(image: Image.Image) -> None:
-    """What Pillow would read without a word, but not whole."""
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        raise ImageError("multi-frame", f"holds {pages} images, expected one a file")
-    if image.mode not in _INTEGER_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        raise ImageError("unsupported", "16-bit colour would be cut to 8 bits; convert it to 8 bits or to gray")
+def read_image(source: Source | str | Path | bytes, preprocessing: Preprocessing, frame: int | None = None) -> Tensor:
+    """A file's one picture, or that `frame` of several: float32 [3, P, P] in [0, 1]. Raises `ImageError` alone."""
+    return read_frame(source, preprocessing, frame).pixels
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # By way of RGBA a palette's transparency does not shift colours; alpha is then dropped, since the values
-    # behind it are the measured ones.
-    if image.mode in ("P", "PA", "LA", "La", "RGBa"):
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def read_frame(source: Source | str | Path | bytes, preprocessing: Preprocessing, frame: int | None = None) -> Frame:
+    """`read_image` with what is known of the picture."""
+    if frame is None and (count := count_frames(source, preprocessing.slice_axis)) > 1:
+        raise ImageError("multi-frame", f"holds {count} images, expected one a file")
+    return next(read_frames(source, preprocessing, frame or 0))
 
 
-def _scale_deep(pixels: npt.NDArray[np.generic], mode: str, intensity: str) -> npt.NDArray[np.float32]:
-    """16-bit, 32-bit and float gray to [0, 1], without clipping to 8 bit."""
-    values = pixels.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError("not-finite", "holds NaN or infinite pixels")
-    if intensity != "range":
-        return percentile_window(values)
-    if mode != "F":
-        return (values / _INTEGER_MODES[mode]).clip(0, 1).astype(np.float32)
-    if values.min() < 0 or values.max() > 1:
-        raise ImageError(
-            "out-of-range",
-            f"float pixels from {values.min():g} to {values.max():g}; intensity 'range' wants 0 to 1, "
-            "use 'percentile' or 'auto'",
-        )
-    return values.astype(np.float32)
+class _Every:
+    def __contains__(self, index: object) -> bool:
+        return True
+
+
+class _Failures:
+    """Whatever goes wrong inside becomes an `ImageError`, without the path, which has a column of its own."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, ImageError):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise ImageError("missing", "no such file") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise ImageError("too-large", str(error), refused=True) from None
+        if isinstance(error, MemoryError):
+            raise ImageError("too-large", "not enough memory") from None
+        if isinstance(error, UnidentifiedImageError):
+            raise ImageError("not-an-image", "no known image format") from None
+        if isinstance(error, PermissionError):
+            raise ImageError("unreadable", "permission denied") from None
+        # Decoders raise anything on hostile bytes: one bad file must not stop a batch.
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError("unreadable", f"{type(error).__name__}: {' '.join(text.split())[:200]}") from None
+
+
+def _content(source: Source | str | Path | bytes) -> Path | bytes:
+    if isinstance(source, Source):
+        source = source.path if source.member is None else read_member(source)
+    content = source if isinstance(source, bytes) else Path(source)
+    check_size(content)
+    return content
+
+
+def _pictures(
+    source: Source | str | Path | bytes, preprocessing: Preprocessing, wanted: Container[int], originals: bool
+) -> Iterator[tuple[int, Picture]]:
+    content = _content(source)
+    if is_dicom(content):
+        return read_dicom(content, preprocessing.intensity, wanted, originals)
+    if nifti.is_nifti(content):
+        return nifti.read_slices(content, preprocessing.intensity, preprocessing.slice_axis, wanted)
+    return read_pages(content, preprocessing.intensity, wanted)
+
+
+def frame_of(picture: Picture, preprocessing: Preprocessing, index: int = 0) -> Frame:
+    """A decoded picture as the model's input, and what is known of it."""
+    stored = picture.pixels
+    _, height, width = stored.shape
+    pixels = resize(torch.from_numpy(stored), preprocessing)
+    mean, std, p01, p50, p99 = pixel_statistics(pixels.numpy())
+    about = About(
+        height,
+        width,
+        colour=bool((pixels.amax(0) - pixels.amin(0)).max() > _ONE_LEVEL),
+        low=float(pixels.min()),
+        high=float(pixels.max()),
+        mean=mean,
+        std=std,
+        p01=p01,
+        p50=p50,
+        p99=p99,
+        # Of the picture as it was: padding and resizing blur what is constant.
+        flags=picture.flags + (("constant",) if stored.min() == stored.max() else ()),
+        **picture.facts,
+    )
+    original = None if picture.header is None else Original(picture.header, _original(stored))
+    return Frame(index, pixels, about, original)
+
+
+def _original(stored: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """[3, H, W] in [0, 1] as 8 bits: [H, W], or [H, W, 3] where it has colours. No side is longer than `LARGEST`."""
+    gray = bool((stored[0] == stored[1]).all() and (stored[0] == stored[2]).all())
+    pixels = torch.from_numpy(stored[:1] if gray else stored)
+    _, height, width = pixels.shape
+    if (longest := max(height, width)) > LARGEST:
+        pixels = _interpolate(pixels, *(max(1, round(side * LARGEST / longest)) for side in (height, width)))
+    shown = np.floor(pixels.numpy() * 255.0 + 0.5).astype(np.uint8)  # half up, as overlays do
+    return np.ascontiguousarray(shown[0] if gray else shown.transpose(1, 2, 0))
 
 
 def resize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """[3, H, W] to [3, S, S]: bilinear with antialias; "pad" keeps the aspect and pads with black, centred."""
-    size = preprocessing.size
+    """[3, H, W] to [3, P, P]: bilinear with antialias; "pad" keeps the aspect and pads with black, centred."""
+    size = preprocessing.canvas
     _, height, width = pixels.shape
-    if preprocessing.fit == "stretch":
-        return _interpolate(pixels, size, size)
-    longest = max(height, width)
-    h, w = max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    h, w = inner_size(height, width, preprocessing)
     top, left = (size - h) // 2, (size - w) // 2
     return F.pad(_interpolate(pixels, h, w), (left, size - w - left, top, size - h - top))
+
+
+def inner_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Height and width that a picture of this size has in the model's input, in the middle of it."""
+    size = preprocessing.canvas
+    if preprocessing.fit == "stretch":
+        return size, size
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
 
 
 def _interpolate(pixels: Tensor, height: int, width: int) -> Tensor:
@@ -126,15 +214,25 @@ def _interpolate(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """[N, 3, S, S] in [0, 1] to the teacher's input, on the images' device."""
+    """[N, 3, H, W] in [0, 1] to the teacher's input, on the images' device."""
     mean = torch.tensor(preprocessing.mean, device=images.device)[:, None, None]
     std = torch.tensor(preprocessing.std, device=images.device)[:, None, None]
     return (images - mean) / std
 
 
-def read_mask(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.bool_]:
-    """A ground-truth mask as bool [S, S]: any non-black pixel counts, resized as its image was."""
-    with Image.open(path) as image:
-        mask = torch.from_numpy(np.asarray(image.convert("L")) > 0).float().expand(3, -1, -1)
+def read_mask(path: Path, preprocessing: Preprocessing, frame: int | None = None) -> npt.NDArray[np.bool_]:
+    """A ground-truth mask as bool [P, P]: any non-black pixel counts, resized as its image was.
+
+    `frame`: of a NIfTI volume the slice, of several pages the page. Raises `ImageError`.
+    """
+    with _Failures():
+        content = _content(path)
+        if nifti.is_nifti(content):
+            marked = nifti.read_marks(content, preprocessing.slice_axis, frame or 0)
+        else:
+            with Image.open(path) as image:
+                image.seek(frame or 0)
+                marked = np.asarray(image.convert("L")) > 0
+    mask = torch.from_numpy(marked).float().expand(3, -1, -1)
     # A pixel belongs to the mask where at least half of its area does.
-    return (resize(mask, preprocessing)[0] >= 0.5).numpy()
+    return np.asarray((resize(mask, preprocessing)[0] >= 0.5).numpy())

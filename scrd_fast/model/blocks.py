@@ -2,7 +2,8 @@
 """Bottleneck, student and scale adaptation.
 
 For a teacher of the ResNet family the blocks are those of RD4AD (Deng & Li, CVPR 2022): the teacher's own residual
-block, mirrored. For any other CNN the student is mirrored from its channel counts with basic residual blocks.
+block, mirrored. For any other CNN the student is mirrored from its channel counts with basic residual blocks. For a
+ViT, whose maps have one grid, nothing is resampled: the bottleneck narrows by leaving a third of the channels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Architecture", "Bottleneck", "ScaleAdaptation", "Student"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the trainable part needs to know of its teacher. Stages run from stride 4 to stride 16."""
+    """What the trainable part needs to know of its teacher. Stages run from fine to coarse."""
 
     channels: tuple[int, int, int]  # of the teacher's features
     depth: tuple[int, int, int]  # residual blocks of a stage
@@ -28,13 +29,14 @@ class Architecture:
     base_width: int  # width of the 3x3 convolution at 64 planes
     cardinality: int  # groups of the 3x3 convolution
     signed: bool  # whether the teacher's features can be negative
+    one_grid: bool = False  # whether the teacher's maps have one size
 
     @classmethod
     def of(cls, teacher: Teacher) -> Architecture:
         first, second, third = teacher.channels
         stages = [getattr(teacher.encoder, f"layer{i}", None) for i in (1, 2, 3)]
         if any(s is None for s in stages) or not hasattr(stages[0][0], "expansion"):  # type: ignore[index]
-            return cls((first, second, third), (2, 2, 2), 1, 64, 1, signed=True)
+            return cls((first, second, third), (2, 2, 2), 1, 64, 1, signed=True, one_grid=teacher.one_grid)
         block: Any = stages[0][0]  # type: ignore[index]
         deep = block.expansion > 1
         groups = block.conv2.groups
@@ -44,8 +46,12 @@ class Architecture:
 
     @property
     def embedding(self) -> int:
-        """Channels of the bottleneck's output, at stride 32."""
-        return 2 * self.channels[2]
+        """Channels of the bottleneck's output, at stride 32 or on the one grid."""
+        return self.channels[2] if self.one_grid else 2 * self.channels[2]
+
+    def resampling(self, direction: str) -> str | None:
+        """How a block goes `direction`, up or down, between two scales."""
+        return None if self.one_grid else direction
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -95,7 +101,7 @@ class Residual(nn.Module):
         return self.activation(self.body(x) + self.shortcut(x))  # type: ignore[no-any-return]
 
 
-def _stage(inputs: int, outputs: int, depth: int, arch: Architecture, resample: str) -> nn.Sequential:
+def _stage(inputs: int, outputs: int, depth: int, arch: Architecture, resample: str | None) -> nn.Sequential:
     first = Residual(inputs, outputs, arch, resample)
     return nn.Sequential(first, *[Residual(outputs, outputs, arch) for _ in range(depth - 1)])
 
@@ -107,7 +113,10 @@ def _initialise(module: nn.Module) -> None:
 
 
 class Bottleneck(nn.Module):
-    """Multi-scale fusion and one-class embedding: three teacher maps -> [N, 2 C_3, H_3 / 2, W_3 / 2]."""
+    """Multi-scale fusion and one-class embedding: three teacher maps -> [N, 2 C_3, H_3 / 2, W_3 / 2].
+
+    Of maps of one grid: -> [N, C_3, H_3, W_3].
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -116,9 +125,10 @@ class Bottleneck(nn.Module):
         def halve(inputs: int, outputs: int) -> list[nn.Module]:
             return [_conv3x3(inputs, outputs, 2), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
-        self.from_stride_4 = nn.Sequential(*halve(first, second), *halve(second, third))
-        self.from_stride_8 = nn.Sequential(*halve(second, third))
-        self.embed = _stage(3 * third, arch.embedding, arch.depth[0], arch, "down")
+        grid = arch.one_grid
+        self.from_stride_4 = nn.Sequential(*([] if grid else halve(first, second) + halve(second, third)))
+        self.from_stride_8 = nn.Sequential(*([] if grid else halve(second, third)))
+        self.embed = _stage(3 * third, arch.embedding, arch.depth[0], arch, arch.resampling("down"))
         _initialise(self)
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -128,14 +138,14 @@ class Bottleneck(nn.Module):
 
 
 class Student(nn.Module):
-    """The encoder mirrored: bottleneck output -> maps at strides 4, 8, 16, in the teacher's order."""
+    """The encoder mirrored: bottleneck output -> maps like the teacher's, in its order."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         widths = [arch.embedding, *reversed(arch.channels)]
         # As in RD4AD the depths are not mirrored: the coarsest stage has the depth of the teacher's first.
         self.stages = nn.ModuleList(
-            _stage(widths[i], widths[i + 1], depth, arch, "up") for i, depth in enumerate(arch.depth)
+            _stage(widths[i], widths[i + 1], depth, arch, arch.resampling("up")) for i, depth in enumerate(arch.depth)
         )
         # A stage ends in a ReLU; a teacher whose features can be negative needs a linear layer to reach them.
         self.heads = nn.ModuleList(

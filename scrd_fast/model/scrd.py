@@ -19,18 +19,12 @@ from scrd_fast.errors import ScrdFastError, UnavailableError
 from scrd_fast.files import write_atomically
 from scrd_fast.model.blocks import Architecture, Bottleneck, ScaleAdaptation, Student
 from scrd_fast.model.objectives import objective_loss
+from scrd_fast.model.prediction import Prediction, prediction_of
 from scrd_fast.model.teacher import Teacher, load_safetensors
-from scrd_fast.ops import anomaly_map, contrastive_distance
+from scrd_fast.model.tiling import predict_tiles
+from scrd_fast.ops import contrastive_distance
 
-__all__ = ["SCRD", "Prediction"]
-
-
-class Prediction(NamedTuple):
-    """Anomaly maps and every score of a batch."""
-
-    map: Tensor  # [N, 1, H, W]
-    scores: dict[str, Tensor]  # "mean", "max", "top1", "top5", each [N]
-    weights: Tensor  # [N, 3], of the scales
+__all__ = ["SCRD", "LossParts", "read_config"]
 
 
 class LossParts(NamedTuple):
@@ -45,7 +39,7 @@ class LossParts(NamedTuple):
 class SCRD(nn.Module):
     """Scale-aware contrastive reverse distillation (Li et al., ICLR 2025).
 
-    Images are float [N, 3, S, S], normalised with the config's mean and std, S a multiple of 32.
+    Images are float [N, 3, S, S], normalised with the config's mean and std, S a multiple of `teacher.multiple`.
 
     >>> import torch, scrd_fast
     >>> model = scrd_fast.SCRD.create("resnet18", weights="random", size=64).eval()
@@ -56,6 +50,7 @@ class SCRD(nn.Module):
 
     def __init__(self, config: ModelConfig, teacher: Teacher) -> None:
         super().__init__()
+        teacher.require_size(config.preprocessing.size)
         self.config = config
         self.teacher = teacher
         arch = Architecture.of(teacher)
@@ -78,7 +73,8 @@ class SCRD(nn.Module):
         """A new model. `weights` of the teacher: pretrained, random, package, or a file's path.
 
         `map_weights=None` weights the maps by scale exactly where the objective trains those weights. Raises
-        `ScrdFastError` for an unknown teacher or unfit weights, `UnavailableError` where weights cannot be had.
+        `ScrdFastError` for an unknown teacher, unfit weights or a size that the teacher does not take,
+        `UnavailableError` where weights cannot be had.
         """
         encoder = Teacher(teacher, weights)
         config = ModelConfig(
@@ -106,23 +102,18 @@ class SCRD(nn.Module):
     def forward(self, images: Tensor) -> Prediction:
         features = self.teacher(images)
         student, weights = self._reconstruct_like(features)
-        shape = (images.shape[2], images.shape[3])
-        chosen = weights if self.config.map_weights else None
-        found = anomaly_map(features, student, chosen, shape, sigma=self.config.sigma, top=(0.01, 0.05))
-        assert found.map is not None  # for the type checker: all were asked for
-        assert found.max is not None
-        assert found.top is not None
-        top1, top5 = found.top.unbind(1)
-        scores = {"mean": found.mean, "max": found.max, "top1": top1, "top5": top5}
-        return Prediction(found.map, scores, weights)
+        return prediction_of(self.config, features, student, weights, (images.shape[2], images.shape[3]))
 
     @torch.inference_mode()
     def predict(self, images: Tensor, *, precision: Precision = "32") -> Prediction:
-        """`forward` of images [N, 3, S, S] in [0, 1], as the reading function gives them, on the model's device."""
+        """`forward` of images [N, 3, P, P] in [0, 1], as the reading function gives them, on the model's device.
+
+        P is `config.preprocessing.canvas`; where that is of several tiles they are looked at one after the other.
+        """
         device = next(self.parameters()).device
         inputs = normalise(images.to(device), self.config.preprocessing)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            return self(inputs.contiguous(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+            return predict_tiles(inputs, self.config, lambda x: self(x.contiguous(memory_format=torch.channels_last)))
 
     def training_loss(self, images: Tensor, noisy: Tensor | None) -> LossParts:
         """Loss of a batch of normal images and the same images with synthetic anomalies.
@@ -140,7 +131,7 @@ class SCRD(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 of all weights, the teacher's included, and of the config."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        digest = hashlib.sha256(self.config.model_dump_json(exclude_none=True).encode())
         for tensor in self.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -155,13 +146,17 @@ class SCRD(nn.Module):
         if not self.config.teacher.carried:
             state = {k: v for k, v in state.items() if not k.startswith("teacher.")}
         write_atomically(folder / "model.safetensors", save(state))
+        self.save_config(folder)
+
+    def save_config(self, folder: Path) -> None:
+        """Write `config.json` alone."""
         write_atomically(folder / "config.json", (self.config.model_dump_json(indent=2) + "\n").encode())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> SCRD:
         """Load a saved model in eval mode. Stops where the teacher's weights are not those it was trained with."""
         folder = Path(folder)
-        config = _read_config(folder)
+        config = read_config(folder)
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise ScrdFastError(f"{folder}: no model.safetensors; other formats are not read")
@@ -195,7 +190,8 @@ def _teacher_of(named: TeacherConfig, folder: Path) -> Teacher:
     return teacher
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path) -> ModelConfig:
+    """Of a model's folder. Raises `ScrdFastError`."""
     path = folder / "config.json"
     if not path.is_file():
         raise ScrdFastError(f"{folder}: no config.json; expected a folder that `save_pretrained` or `train` wrote")

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The teacher: a frozen ImageNet encoder that gives features at strides 4, 8 and 16."""
+"""The teacher: a frozen encoder that gives three feature maps: a CNN's at strides 4, 8 and 16, or a plain ViT's.
+
+A vision transformer (ViT) has one grid of patches at every depth. Its maps are taken after a quarter, half and three
+quarters of its blocks: evenly spaced, and without the last quarter, which is closest to the task that the network was
+trained for and need then be neither built nor run.
+"""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import importlib
+import math
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +23,7 @@ from torch import Tensor, nn
 
 from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError
 
-__all__ = ["FOUR_WAYS", "STRIDES", "Teacher", "conversion_command", "load_safetensors", "load_tensors"]
+__all__ = ["FOUR_WAYS", "Teacher", "conversion_command", "load_safetensors", "load_tensors"]
 
 STRIDES = (4, 8, 16)
 FOUR_WAYS = (
@@ -32,10 +39,11 @@ PACKAGES = {
 
 
 class Teacher(nn.Module):
-    """Any timm CNN as a frozen feature extractor: images [N, 3, H, W] -> three maps at strides 4, 8 and 16.
+    """A timm CNN or plain ViT as a frozen feature extractor: images [N, 3, H, W] -> maps [N, C_k, H / s_k, W / s_k].
 
-    It stays in eval mode, so its batch statistics never move, and none of its parameters asks for a gradient.
-    Later layers than stride 16 are not built.
+    `strides` are 4, 8 and 16, or three times the size of a ViT's patches; H and W are multiples of `multiple` pixels.
+    It stays in eval mode, so its batch statistics never move, and none of its parameters asks for a gradient. Later
+    layers than those of the third map are not built.
     """
 
     def __init__(self, name: str, weights: str) -> None:
@@ -44,11 +52,33 @@ class Teacher(nn.Module):
         self.source = weights if weights in ("pretrained", "random", "package") else "path"
         self.encoder = _create(name, weights)
         info = self.encoder.feature_info
-        if tuple(info.reduction()) != STRIDES:
-            raise ScrdFastError(f"teacher: {name} has no features at strides {STRIDES}, only {info.reduction()}")
         self.channels: list[int] = list(info.channels())
+        self.strides: list[int] = list(info.reduction())
         self.requires_grad_(False)
         self.eval()
+
+    @property
+    def one_grid(self) -> bool:
+        """Whether the three maps have one size, as a ViT's."""
+        return self.strides[0] == self.strides[2]
+
+    @property
+    def multiple(self) -> int:
+        """Of which a picture's height and width must be multiples, in pixels."""
+        return math.lcm(32, *self.strides)
+
+    def shapes(self, size: int) -> list[tuple[int, int, int]]:
+        """Of the features of one image of size x size pixels."""
+        return [(c, size // s, size // s) for c, s in zip(self.channels, self.strides, strict=True)]
+
+    def require_size(self, size: int) -> None:
+        """Raises `ScrdFastError` for images of size x size pixels that the teacher does not take."""
+        if size % self.multiple:
+            lower = max(size // self.multiple, 1) * self.multiple
+            raise ScrdFastError(
+                f"--size must be a multiple of 32 pixels and of the {self.strides[0]} pixels of a patch of "
+                f"{self.name}, so of {self.multiple}: {lower} or {lower + self.multiple}, got {size}"
+            )
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002 - the name is torch's
         return super().train(False)
@@ -113,8 +143,8 @@ def _timm() -> Any:
         raise MissingExtraError("timm", "model") from None
 
 
-def _levels(name: str) -> tuple[int, ...]:
-    """Which of the backbone's outputs lie at strides 4, 8 and 16."""
+def _options(name: str) -> dict[str, Any]:
+    """How timm is asked for the three maps."""
     timm = _timm()
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -122,16 +152,36 @@ def _levels(name: str) -> tuple[int, ...]:
         raise ScrdFastError(f"teacher: timm has no model named {name!r}{hint}")
     try:
         with torch.device("meta"):
-            reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+            whole = timm.create_model(name, features_only=True).eval()
     except Exception as error:
         raise ScrdFastError(f"teacher: {name} gives no feature pyramid ({error})") from None
-    if not set(STRIDES) <= set(reductions):
-        raise ScrdFastError(f"teacher: {name} has features at strides {reductions}, needed are {list(STRIDES)}")
-    return tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
+    reductions, inner = whole.feature_info.reduction(), getattr(whole, "model", None)
+    if set(STRIDES) <= set(reductions):
+        _require_any_size(name, whole)
+        levels = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
+        return {"features_only": True, "out_indices": levels}
+    if len(set(reductions)) == 1 and hasattr(inner, "dynamic_img_size"):
+        depth = len(inner.blocks)  # type: ignore[union-attr]
+        levels = tuple(quarters * depth // 4 - 1 for quarters in (1, 2, 3))
+        return {"features_only": True, "out_indices": levels, "dynamic_img_size": True}
+    raise ScrdFastError(
+        f"teacher: {name} has features at strides {reductions}, needed are {list(STRIDES)}, or a plain ViT"
+    )
+
+
+def _require_any_size(name: str, network: nn.Module) -> None:
+    """A pyramid of windows, such as Swin's, may take one size of images only, or put its channels last."""
+    problem = "its channels are last" if getattr(network, "output_fmt", "NCHW") != "NCHW" else None
+    try:
+        network(torch.empty(1, 3, 64, 64, device="meta"))
+    except Exception as error:
+        problem = f"with 64 x 64 pixels: {' '.join(str(error).split())}"
+    if problem:
+        raise ScrdFastError(f"teacher: {name} does not give feature maps of images of any size ({problem})")
 
 
 def _create(name: str, weights: str) -> Any:
-    options: dict[str, Any] = {"features_only": True, "out_indices": _levels(name)}
+    options = _options(name)
     timm = _timm()
     if weights == "random":
         return timm.create_model(name, pretrained=False, **options)
@@ -145,10 +195,24 @@ def _create(name: str, weights: str) -> Any:
     full = timm.create_model(name, pretrained=False)
     features = timm.create_model(name, pretrained=False, **options)
     state = _package_state(name, full.state_dict()) if weights == "package" else load_tensors(Path(weights))
+    if "dynamic_img_size" in options:
+        return _load_vit(full, features, state, weights)
     needed = {_flat(k) for k in features.state_dict()}
     _load(full, state, needed, weights)
     overlay = {"state_dict": {k: v for k, v in full.state_dict().items() if _flat(k) in needed}}
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+
+
+def _load_vit(full: nn.Module, features: Any, state: dict[str, Tensor], source: str) -> Any:
+    """By timm's own filter, which knows the names of the publishers' files and resamples position embeddings."""
+    try:
+        state = sys.modules[type(full).__module__].checkpoint_filter_fn(state, full)
+    except Exception as error:
+        raise ScrdFastError(f"teacher weights {source}: timm does not understand them ({error!r})") from None
+    _load(full, state, {_flat(k) for k in features.model.state_dict()}, source)
+    own = full.state_dict()
+    features.model.load_state_dict({k: own[k] for k in features.model.state_dict()})
+    return features
 
 
 def _package_state(name: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class AnomalyMap(NamedTuple):
     mean: Tensor  # [N]
     max: Tensor | None  # [N], None where neither map nor `top` was asked for
     top: Tensor | None  # [N], or [N, T] for T shares; None unless `top` was given
+    scales: Tensor | None = None  # [N, K], mean distance of each scale; None unless asked for
 
 
 def anomaly_map(
@@ -56,6 +57,7 @@ def anomaly_map(
     combine: str = "add",
     top: float | Sequence[float] | None = None,
     return_map: bool = True,
+    return_scales: bool = False,
     eps: float = 1e-8,
     backend: str = "auto",
 ) -> AnomalyMap:
@@ -66,7 +68,8 @@ def anomaly_map(
     int(4 sigma + 0.5); 0 is no blur. `border` has scipy's names: "reflect" repeats the edge pixel, "mirror" does
     not. `combine="multiply"` multiplies the upsampled scales instead (no weights then). `top=0.01` asks for the
     mean of the ceil(0.01 H W) largest pixels, `top=(0.01, 0.05)` for two such means. `return_map=False` with
-    `top=None` gives the mean alone, which needs no map. Map and mean are differentiable in both feature lists and
+    `top=None` gives the mean alone, which needs no map. `return_scales` adds the plain mean of each scale's distances,
+    neither weighted nor blurred. Map and mean are differentiable in both feature lists and
     the weights, once; max and top are not. An image's results do not depend on the rest of its batch nor on the
     number of threads, bit for bit, but for the reference.
 
@@ -85,6 +88,7 @@ def anomaly_map(
     check_features(teacher, student, eps)
     _check(teacher, weights, size, sigma, border, combine, shares)
     distances = cosine_distances(teacher, student, eps=eps, backend=backend)
+    scales = torch.stack([d.mean((1, 2)) for d in distances], dim=1) if return_scales else None
     run = choose("anomaly_map", backend, student[0].device, _reference)
     if combine == "multiply":
         distances = [_product(run, distances, size, border)]
@@ -97,6 +101,7 @@ def anomaly_map(
         mean,
         largest if keep else None,
         None if top is None else means if isinstance(top, Sequence) else means[:, 0],
+        scales,
     )
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from scrd_fast.ops._checks import check_choice
 from scrd_fast.ops._library import choose, define, define_triton
 
-__all__ = ["check_noise", "simplex_noise"]
+__all__ = ["LOW", "check_noise", "cube_edge", "mixed", "simplex_noise", "splitmix64"]
 
 VARIANTS = ("opensimplex", "hashed")
 SCHEMA = (
@@ -252,21 +252,21 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
     return z >> bits & (1 << 64 - bits) - 1
 
 
-def _splitmix64(seeds: Tensor) -> Tensor:
+def splitmix64(seeds: Tensor) -> Tensor:
     z = seeds + (0x9E3779B97F4A7C15 - 2**64)  # the constants as int64
     z = (z ^ _shifted(z, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ _shifted(z, 27)) * (0x94D049BB133111EB - 2**64)
     return z ^ _shifted(z, 31)
 
 
-def _mixed(b: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+def mixed(b: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
     """MurmurHash3's finaliser up to its last shift, which only changes low bits, with a key before each half."""
     b = b ^ low
     b = (b ^ b >> 16) * 0x85EBCA6B & LOW ^ high
     return (b ^ b >> 13) * 0xC2B2AE35 & LOW
 
 
-def _cube_edge(gradient: Tensor, d: list[Tensor]) -> Tensor:
+def cube_edge(gradient: Tensor, d: list[Tensor]) -> Tensor:
     """The dot product of d with one of the 12 edges of a cube, four of which count twice to make 16."""
     x, y, z = d
     first = torch.where(gradient < 8, x, y)
@@ -290,7 +290,7 @@ def _hashed(keys: tuple[Tensor, Tensor], grid: list[Tensor], f: float) -> Tensor
         falloff = (0.5 - d[0] * d[0] - d[1] * d[1] - d[2] * d[2]).clamp_min(0) ** 4
         i, j, k = (origin + ones for origin, ones in zip(cell, offset, strict=True))
         vertex = (i * 73856093 ^ j * 19349663 ^ k * 83492791) & LOW
-        value = value + falloff * _cube_edge(_mixed(vertex, *keys) >> 28, d)
+        value = value + falloff * cube_edge(mixed(vertex, *keys) >> 28, d)
     return HASHED_NORM * value
 
 
@@ -306,7 +306,7 @@ def _reference(
     axes = (torch.arange(length, device=seeds.device) for length in size)
     grid = list(reversed(torch.meshgrid(*axes, indexing="ij")))  # x, y, z
     if variant == "hashed":
-        key = _splitmix64(seeds)[:, None, None, None]
+        key = splitmix64(seeds)[:, None, None, None]
         octave_of = partial(_hashed, (key & LOW, _shifted(key, 32)), grid)
     else:
         octave_of = partial(_noise, _permutations(seeds), [place.double() for place in grid])

@@ -18,7 +18,7 @@ from scrd_fast.ops._checks import check_floating
 from scrd_fast.ops._library import choose, define, define_triton
 from scrd_fast.ops.simplex_noise import check_noise, simplex_noise
 
-__all__ = ["synthesize_anomalies"]
+__all__ = ["check_anomalies", "synthesize_anomalies"]
 
 _ARGUMENTS = (
     "Tensor boxes, Tensor seeds, float strength, Tensor? std, int octaves, float persistence, float frequency, "
@@ -60,7 +60,7 @@ def synthesize_anomalies(
     >>> bool(changed[:, :, 2:12, 3:15].any()), int(changed.sum()) <= 3 * 10 * 12
     (True, True)
     """
-    _check(images, boxes, seeds, strength, std, inplace)
+    check_anomalies(images, boxes, seeds, strength, std, inplace)
     check_noise(octaves, persistence, frequency, variant)
     std = None if std is None else std.detach().float()
     name = "synthesize_anomalies_" if inplace else "synthesize_anomalies"
@@ -69,7 +69,10 @@ def synthesize_anomalies(
     return images if inplace else result
 
 
-def _check(images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None, inplace: bool) -> None:
+def check_anomalies(
+    images: Tensor, boxes: Tensor, seeds: Tensor, strength: float, std: Tensor | None, inplace: bool
+) -> None:
+    """The arguments that every kind of anomaly has."""
     for name, value in (("images", images), ("boxes", boxes), ("seeds", seeds)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")

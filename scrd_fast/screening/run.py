@@ -1,145 +1,211 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A screening run on one machine: shards of the manifest, committed one after the other, and what sums them up.
+"""A screening run: a manifest, its shards, and what sums them up.
 
+OUT/manifest.parquet         what is screened, fixed when the run begins
 OUT/results/part-*.parquet   finished shards only
-OUT/worklist.csv             the same rows, most suspicious first
-OUT/overlays/*.png           the most suspicious images with their maps
+OUT/maps/, OUT/overlays/     pictures, where they were asked for
+OUT/dicom/                   results in DICOM, where they were asked for
+OUT/calibration.json         the calibration that decided
+OUT/worklist.csv             an input a line, most suspicious first
+OUT/studies.csv              a study a line, the same
 OUT/summary.json, run.json   counts, rates, and what was run
+OUT/report.html              all of it as a page; page.parquet has its pictures
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections import Counter
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from scrd_fast.calibration import Calibration
+from scrd_fast.console import Console
+from scrd_fast.errors import ScrdFastError
+from scrd_fast.files import write_atomically
+from scrd_fast.model.scrd import SCRD
+from scrd_fast.runs import begin, claim_folder, finish, new_record, versions
+from scrd_fast.screening.dicom.writer import FOLDER, check_calibration, clean_up, count_dicom
+from scrd_fast.screening.inputs import list_inputs
+from scrd_fast.screening.manifest import MANIFEST, Manifest
+from scrd_fast.screening.page import PAGE, PICTURES, write_page
+from scrd_fast.screening.page_labels import Labels
+from scrd_fast.screening.processes import warm_up
+from scrd_fast.screening.report import write_summary, write_worklist
+from scrd_fast.screening.screener import load, model_folder
+from scrd_fast.screening.settings import ScreenSettings
+from scrd_fast.screening.shards import Task
+from scrd_fast.screening.work import ALL, LEGEND, Share, Work, device_kind
+from scrd_fast.screening.writers import CHECKPOINT, RESULTS, SCHEMA_VERSION, is_finished, keyed_hash, part_path
 
-from scrd_fast.config import Precision, Strict
-from scrd_fast.console import Advance, Console
-from scrd_fast.errors import ImageError
-from scrd_fast.plots import overlay
-from scrd_fast.runs import begin, claim_folder, finish, write_json
-from scrd_fast.screening.manifest import input_id, list_inputs, manifest_hash
-from scrd_fast.screening.screener import Screener, model_folder
-from scrd_fast.screening.writers import read_parts, row_of, worklist, write_part, write_worklist
-
-__all__ = ["ScreenSettings", "dry", "screen"]
+__all__ = ["remove_run", "screen"]
 
 TOO_MANY_FAILED = 3  # exit code
-_ROW_BYTES = 200  # of a row in Parquet and worklist, about
-_OVERLAY_BYTES = 120_000
+OWN = (
+    *(RESULTS, CHECKPOINT, "maps", "overlays", FOLDER, LEGEND, MANIFEST),
+    *("calibration.json", "worklist.csv", "studies.csv", "summary.json", "results.parquet"),
+    *("drift.json", "drift.png"),
+    *(PAGE, PICTURES),
+)
 
 
-class ScreenSettings(Strict):
-    """How a run is done; all but `overlays` and `max_failures` may change a score's last bits."""
+def screen(
+    console: Console,
+    run: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    settings: ScreenSettings,
+    *,
+    share: Share = ALL,
+    key: bytes | None = None,
+    anew: bool = False,
+    labels: Path | None = None,
+) -> int:
+    """Screen `inputs` into `out`, or go on where the same run was stopped. Returns the exit code.
 
-    batch_size: int = 16
-    precision: Precision = "32"
-    device: str = "auto"
-    shard_size: int = 1000
-    overlays: int = 20
-    max_failures: float = 0.05
-
-
-def screen(console: Console, run: Path, inputs: Sequence[Path], out: Path, settings: ScreenSettings) -> int:
-    """Screen `inputs` into `out`, or go on where the same run was stopped. Returns the exit code."""
-    paths = list_inputs(inputs, out)
-    screener = Screener.from_pretrained(
-        run, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
-    )
-    if screener.calibration is None:
+    `key` replaces the paths in the results by keyed hashes; `anew` first removes the run that is there; `labels` are
+    for the page alone.
+    """
+    known = None if labels is None else Labels(labels, _shown(key))
+    if settings.engine == "local":
+        warm_up()
+    model, calibration = load(run)
+    if settings.dicom:
+        check_calibration(run, calibration)
+    if calibration is None:
         console.warn(f"{run} has no calibration: there will be scores, but no decisions and no percentiles")
-    identity = {
-        "command": "screen",
-        "model_sha256": screener.model.fingerprint(),
-        "calibration": screener.calibration.id if screener.calibration else None,
-        "manifest_sha256": manifest_hash(paths),
-        "settings": settings.model_dump(exclude={"overlays", "max_failures"}),
-    }
-    record = claim_folder(out, identity)
-    begin(out, record)
-    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    console.detail(f"{screener.model.config.teacher.name} on {screener.device}, {len(paths)} images, run {run_id}")
-    clock = time.perf_counter()
-    with console.progress(len(paths), "images") as advance:
-        scored = _screen_shards(screener, paths, out / "results", settings.shard_size, run_id, advance)
-    seconds = time.perf_counter() - clock
-    rows = read_parts(out / "results")
-    rows_by_rank = worklist(rows)
-    write_worklist(out / "worklist.csv", rows_by_rank)
-    originals = {input_id(path): path for path in paths}  # a row's path is a printable form
-    top = [originals[row["input_id"]] for row in rows_by_rank[: settings.overlays] if row["score"] is not None]
-    _write_overlays(screener, top, out / "overlays")
-    summary = _summary(screener, run, rows, scored, seconds)
-    write_json(out / "summary.json", summary)
-    finish(out, record, summary=summary)
-    console.log(f"{summary['images']} images: {_counts_text(summary)}")
+    identity = _identity(model, calibration, inputs, settings, key)
+    for given in inputs if anew else ():  # as the model is, known to be there before anything is removed
+        next(list_inputs([given], out), None)
+    fresh = anew and remove_run(out)
+    record = new_record(identity) if fresh else claim_folder(out, identity)
+    if fresh or not (out / "run.json").exists():
+        begin(out, record)
+    if calibration is not None and not (out / "calibration.json").exists():
+        stored = calibration.without_devices() if key else calibration
+        stored.save(out / "calibration.json")
+    if record["versions"] != versions():
+        console.warn("the run began with other versions (run.json has them): scores may differ in their last bits")
+    manifest = _manifest(record, inputs, out, settings.shard_size, key)
+    run_id, marks = _run_id(identity, manifest, key), _marks(console, identity, calibration, settings)
+    task = Task(run, out, settings, run_id, marks, key, record["started"])
+    console.detail(f"{model.config.teacher.name}, {manifest.count} inputs in {manifest.shards} shards, {task.run_id}")
+    work = Work(console, task, manifest, share, (model, calibration))
+    with closing(work):
+        facts = work.screen()
+        if record["status"] == "finished" and not facts:
+            if labels is not None:
+                console.warn(
+                    f"--labels: the run is finished; `scrd-fast report {out} --labels` puts them into its page"
+                )
+            return _told(console, out, record["summary"], settings)
+        left = manifest.shards - sum(is_finished(part_path(out, k), task.run_id) for k in range(manifest.shards))
+        if left:
+            if labels is not None:
+                console.warn(
+                    "--labels: there is no page before all shards are finished; give them to the last, or to report"
+                )
+            console.log(f"{manifest.shards - left} of {manifest.shards} shards are finished")
+            console.result(out / RESULTS, {"shards": manifest.shards, "finished": manifest.shards - left})
+            return TOO_MANY_FAILED if work.too_many_failed else 0
+        shutil.rmtree(out / CHECKPOINT, ignore_errors=True)  # of a run on a cluster that was killed
+        decision = calibration.decision if calibration else None
+        counts = write_worklist(out, decision)
+        work.draw()
+    if settings.dicom:
+        clean_up(out)
+        facts["dicom"] = count_dicom([part_path(out, k) for k in range(manifest.shards)])
+    facts |= {"score": model.config.score, "model": str(model_folder(run)), "run_status": "finished"}
+    summary = write_summary(out, counts, decision, calibration, "run", facts)
+    write_page(console, out, summary, decision, calibration, known)
+    about = {"summary": summary, "manifest": keyed_hash(key or b"", manifest.sha256.encode())}
+    finish(out, record, **about, preprocessing=model.config.preprocessing.model_dump())
+    if key is not None:  # it holds the paths, and so does what a killed process left of it
+        for path in (out / MANIFEST, *out.glob(f".{MANIFEST}.*.tmp")):
+            path.unlink(missing_ok=True)
+    return _told(console, out, summary, settings)
+
+
+def _told(console: Console, out: Path, summary: dict[str, Any], settings: ScreenSettings) -> int:
+    """Say what a finished run has found. Returns the exit code."""
+    console.log(f"{summary['inputs']} inputs: {_counts_text(summary)}")
+    if settings.dicom:
+        counts = summary["dicom"]
+        console.log(
+            f"results in DICOM of {counts['written']} pictures; not of {counts['not_written']}, see flags, "
+            f"nor of {counts['no_dicom']} that are no DICOM"
+        )
     console.result(out / "worklist.csv", summary)
-    failed = summary["status"].get("failed", 0)
-    if failed > settings.max_failures * len(rows):
-        console.warn(f"{failed} of {len(rows)} files failed, more than --max-failures {settings.max_failures:g}")
+    failed, most = summary["status"].get("failed", 0), settings.max_failures
+    if failed > most * summary["inputs"]:
+        console.warn(f"{failed} of {summary['inputs']} inputs failed, more than --max-failures {most:g}")
         return TOO_MANY_FAILED
     return 0
 
 
-def _screen_shards(
-    screener: Screener, paths: Sequence[Path], results: Path, shard_size: int, run_id: str, advance: Advance
-) -> int:
-    """Screen the shards that are not there yet; returns how many images that were."""
-    results.mkdir(exist_ok=True)
-    score = screener.model.config.score
-    scored = failed = 0
-    for number, start in enumerate(range(0, len(paths), shard_size)):
-        part = results / f"part-{number:06d}.parquet"
-        if part.is_file():
-            continue
-        rows = []
-        for done, result in enumerate(screener(paths[start : start + shard_size]), start=start + 1):
-            rows.append(row_of(result, run_id, score))
-            failed += result.error is not None
-            advance(done, f"{failed} failed" if failed else "")
-        write_part(part, rows)
-        scored += len(rows)
-    return scored
+def _shown(key: bytes | None) -> Callable[[str], str]:
+    """What stands for a path in the table."""
+    return str if key is None else lambda text: keyed_hash(key, text.encode())
 
 
-def _write_overlays(screener: Screener, paths: Sequence[Path], folder: Path) -> None:
-    """Screen the most suspicious once more and draw them: maps of all images would fill the disk."""
-    calibration = screener.calibration
-    low, high = (calibration.map_low, calibration.map_high) if calibration else (None, None)
-    for rank, result in enumerate(screener(paths), start=1):
-        if result.image is None or result.map is None:  # gone since it was scored
-            continue
-        if low is None or high is None:
-            low, high = 0.0, max(result.scores["max"], 1e-6)  # that of the most suspicious, which comes first
-        folder.mkdir(exist_ok=True)
-        pixels = overlay(result.image.permute(1, 2, 0).numpy(), result.map.numpy(), low, high)
-        Image.fromarray(np.asarray(pixels)).save(folder / f"{rank:03d}-{input_id(result.path)}.png")
-
-
-def _summary(
-    screener: Screener, run: Path, rows: Sequence[dict[str, Any]], scored: int, seconds: float
+def _identity(
+    model: SCRD, calibration: Calibration | None, inputs: Sequence[Path], settings: ScreenSettings, key: bytes | None
 ) -> dict[str, Any]:
-    calibration = screener.calibration
+    """What must be the same for a run to go on. Holds no path."""
+    # As given too: the manifest holds them so, and a relative path leads elsewhere from another folder.
+    named = b"\0".join(os.fsencode(p) for path in inputs for p in (path, path.absolute()))
     return {
-        "images": len(rows),
-        "status": dict(Counter(row["status"] for row in rows)),
-        "decision": dict(Counter(row["decision"] for row in rows if row["decision"])),
-        "errors": dict(Counter(row["error"].split(":")[0] for row in rows if row["error"])),
-        "score": screener.model.config.score,
-        "threshold": calibration.threshold if calibration else None,
-        "false_alarm_rate": calibration.fpr if calibration else None,
-        "calibration_id": calibration.id if calibration else None,
-        "model": str(model_folder(run)),
-        "seconds": round(seconds, 2),
-        "images_per_second": round(scored / seconds, 2) if scored else None,
+        "command": "screen",
+        "schema": SCHEMA_VERSION,
+        "model_sha256": model.fingerprint(),
+        "calibration": calibration.id if calibration else None,
+        "inputs": keyed_hash(key or b"", named),
+        "paths": keyed_hash(key, b"paths") if key else "plain",
+        "settings": settings.identity() | {"device": device_kind(settings)},
     }
+
+
+def _manifest(
+    record: dict[str, Any], inputs: Sequence[Path], out: Path, shard_size: int, key: bytes | None
+) -> Manifest:
+    """That of the run, which stays as it began. A finished run of other files than are there now is refused."""
+    (out / RESULTS).mkdir(exist_ok=True)
+    path = out / MANIFEST
+    finished = record.get("manifest")
+    if finished is None:
+        return Manifest.open(path) if path.is_file() else Manifest.create(path, list_inputs(inputs, out), shard_size)
+    with tempfile.TemporaryDirectory() as folder:
+        now = Manifest.create(Path(folder) / MANIFEST, list_inputs(inputs, out), shard_size)
+        if keyed_hash(key or b"", now.sha256.encode()) != finished:
+            raise ScrdFastError(f"{out} is finished, and the inputs are others by now; take a new folder")
+        if all(part_path(out, k).is_file() for k in range(now.shards)):
+            return now  # nothing is left to be read by it
+        if not path.is_file():
+            write_atomically(path, now.path.read_bytes())
+    return Manifest.open(path)
+
+
+def _run_id(identity: dict[str, Any], manifest: Manifest, key: bytes | None) -> str:
+    """With a key it follows from that too: everything else but the paths is in `run.json`, so they could be guessed."""
+    listed = manifest.sha256 if key is None else keyed_hash(key, manifest.sha256.encode())
+    return hashlib.sha256(json.dumps([identity, listed], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _marks(
+    console: Console, identity: dict[str, Any], calibration: Calibration | None, settings: ScreenSettings
+) -> tuple[str, ...]:
+    """A flag for every row where the calibration is none for this model or site."""
+    if calibration is None:
+        return ()
+    problems = calibration.mismatch(identity["model_sha256"], settings.site)
+    for problem in problems:
+        console.warn(f"the calibration was {problem}: decisions and percentiles may be wrong; calibrate anew")
+    return ("foreign-calibration",) if problems else ()
 
 
 def _counts_text(summary: dict[str, Any]) -> str:
@@ -147,51 +213,22 @@ def _counts_text(summary: dict[str, Any]) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
-def dry(console: Console, run: Path, inputs: Sequence[Path], settings: ScreenSettings) -> None:
-    """What a run would do: counts per type and status, time and disk. Opens headers only, loads no model."""
-    folder = model_folder(run)
-    paths = list_inputs(inputs)
-    types: Counter[str] = Counter()
-    bad: list[dict[str, str]] = []
-    for path in paths:
-        try:
-            types[_header(path)] += 1
-        except ImageError as error:
-            bad.append({"path": str(path), "error": f"{error.code}: {error}"})
-    rate = _known_rate(folder)
-    content: dict[str, Any] = {
-        "inputs": len(paths),
-        "types": dict(types),
-        "status": {"ok": len(paths) - len(bad), "failed": len(bad)},
-        "failed": bad,
-        "estimated_seconds": round(len(paths) / rate, 1) if rate else None,
-        "estimated_disk_bytes": len(paths) * _ROW_BYTES + min(settings.overlays, len(paths)) * _OVERLAY_BYTES,
-    }
-    if console.json:
-        print(json.dumps(content, indent=2))
-        return
-    print(f"{content['inputs']} inputs: " + ", ".join(f"{n} {kind}" for kind, n in types.items()))
-    for entry in bad:
-        print(f"would fail: {entry['path']}: {entry['error']}")
-    seconds = content["estimated_seconds"]
-    duration = "unknown time" if seconds is None else f"{seconds} s"
-    print(f"about {duration}, {content['estimated_disk_bytes']} bytes of disk")
+def remove_run(out: Path) -> bool:
+    """Remove what a run has written to `out`, and nothing else; whether there was one.
 
-
-def _header(path: Path) -> str:
-    try:
-        with Image.open(path) as image:
-            return f"{image.format} {image.mode}"
-    except FileNotFoundError:
-        raise ImageError("missing", "no such file") from None
-    except Exception as error:  # headers of hostile files raise anything
-        raise ImageError("not-an-image", type(error).__name__) from None
-
-
-def _known_rate(folder: Path) -> float | None:
-    """Images per second when the model was calibrated, where the training run tells."""
-    path = folder.parent / "run.json"
-    if not path.is_file():
-        return None
-    rate = json.loads(path.read_text()).get("calibration_images_per_second")
-    return float(rate) if rate else None
+    Its `run.json` stays until the next run's takes its place: without it other files would keep the folder from any.
+    Raises `ScrdFastError` where the run is another command's.
+    """
+    if not (out / "run.json").is_file():
+        return False
+    if json.loads((out / "run.json").read_text()).get("identity", {}).get("command") != "screen":
+        raise ScrdFastError(f"{out} holds a run of another command; choose a new folder")
+    for name in OWN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in out.glob(".*.tmp"):  # of killed processes
+        path.unlink(missing_ok=True)
+    return True
