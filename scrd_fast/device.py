@@ -11,7 +11,9 @@ import torch
 
 from scrd_fast.errors import UnavailableError
 
-__all__ = ["device_name", "pick_device", "usable_cores"]
+__all__ = ["SLOW_BFLOAT16", "bfloat16_is_slow", "device_name", "pick_device", "usable_cores"]
+
+SLOW_BFLOAT16 = "this CPU has no instructions for bfloat16: --precision 32 is several times faster here"
 
 
 def pick_device(name: str) -> torch.device:
@@ -32,6 +34,11 @@ def device_name(device: torch.device) -> str:
     'cpu'
     """
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def bfloat16_is_slow(device: str) -> bool:
+    """Whether torch only imitates bfloat16 on a device of that type: on CPUs of x86 without AVX-512."""
+    return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def usable_cores() -> int:

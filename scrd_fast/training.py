@@ -29,7 +29,7 @@ from scrd_fast.config import ModelConfig
 from scrd_fast.data.datasets import DataSet, Item, unlabelled_items
 from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
 from scrd_fast.data.known import split_name
-from scrd_fast.device import pick_device
+from scrd_fast.device import SLOW_BFLOAT16, bfloat16_is_slow, pick_device
 from scrd_fast.distributed import is_first, launch
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.loop import Interrupted, Loop, batch_indices
@@ -76,6 +76,8 @@ def train(
         log(f"{out} is finished already")
         return SCRD.from_pretrained(run.model)
     _warn_of_copies(data, hashes, log)
+    if settings.precision == "bf16" and bfloat16_is_slow(fabric.device.type):
+        log(f"warning: {SLOW_BFLOAT16}")
     unlabelled = unlabelled_items(settings.unlabelled, settings.slice_axis) if settings.unlabelled else []
     beside = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     store = ImageStore(data.train, model.config.preprocessing, settings.cache, beside)

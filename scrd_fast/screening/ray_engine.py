@@ -48,7 +48,7 @@ except ImportError:
     raise MissingExtraError("ray[data]", "ray") from None
 
 from scrd_fast.screening.ray_actor import Place, Screening
-from scrd_fast.screening.ray_board import Board
+from scrd_fast.screening.ray_board import Board, State
 from scrd_fast.screening.ray_tasks import Finished, ManifestSource, PartSink, Unfinished
 
 __all__ = ["quiet_terminal", "screen_on_ray"]
@@ -56,6 +56,7 @@ __all__ = ["quiet_terminal", "screen_on_ray"]
 
 ATTEMPTS = 2  # actors that may die of one shard
 POLL = 0.25  # seconds
+GRACE = 20  # seconds for Ray's threads to end
 STORE = 256 * 2**20  # bytes: ids and rows are all that passes through it
 FILTER = 100 * 2**20  # bytes, of an actor that looks at parts
 WRITERS = 4  # parts that are written at a time
@@ -86,30 +87,41 @@ def screen_on_ray(
             except BaseException as error:
                 errors.append(error)
 
-        told: tuple[int, ...] = (0, 0, 0)
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        going = True
-        while going:
-            thread.join(POLL)
-            going = thread.is_alive()  # before it is asked: what was told last is heard
-            try:
-                state = ray.get(board.state.remote())
-            except ray.exceptions.RayError as error:
-                raise UnavailableError(f"Ray: {_first_line(error)}; the same command goes on") from None
-            if state.counts != told:
-                progress(*(now - before for now, before in zip(state.counts, told, strict=True)))
-                told = state.counts
-            if state.failure is not None:
-                code, text = state.failure
-                raise (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)
+        try:
+            costs = _watch(thread, board, progress)
+        finally:  # without the board shard after shard fails at once, and so Ray's threads end before their cluster
+            with suppress(Exception):
+                ray.kill(board)
+            thread.join(GRACE)
         if errors:
             raise UnavailableError(f"Ray: {_first_line(errors[0])}; the same command goes on") from None
     lost = [str(number) for number in numbers if not part_path(task.out, number).is_file()]
     if lost:
         named = ", ".join(lost[:20]) + (", ..." if len(lost) > 20 else "")
         raise UnavailableError(f"processes died twice on shards {named}; the same command tries again")
-    return dict(state.costs)
+    return costs
+
+
+def _watch(thread: threading.Thread, board: Any, progress: Progress) -> dict[str, float]:
+    """Tell of the work until it ends. Raises what an actor says cannot go on."""
+    told: tuple[int, ...] = (0, 0, 0)
+    going = True
+    while going:
+        thread.join(POLL)
+        going = thread.is_alive()  # before it is asked: what was told last is heard
+        try:
+            state: State = ray.get(board.state.remote())
+        except ray.exceptions.RayError as error:
+            raise UnavailableError(f"Ray: {_first_line(error)}; the same command goes on") from None
+        if state.counts != told:
+            progress(*(now - before for now, before in zip(state.counts, told, strict=True)))
+            told = state.counts
+        if state.failure is not None:
+            code, text = state.failure
+            raise (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)
+    return state.costs
 
 
 def _run(

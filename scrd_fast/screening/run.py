@@ -26,6 +26,7 @@ from typing import Any
 
 from scrd_fast.calibration import Calibration
 from scrd_fast.console import Console
+from scrd_fast.device import SLOW_BFLOAT16, bfloat16_is_slow
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.model.scrd import SCRD
@@ -79,6 +80,8 @@ def screen(
         check_calibration(run, calibration)
     if calibration is None:
         console.warn(f"{run} has no calibration: there will be scores, but no decisions and no percentiles")
+    if settings.precision == "bf16" and bfloat16_is_slow(device_kind(settings)):
+        console.warn(SLOW_BFLOAT16)
     identity = _identity(model, calibration, inputs, settings, key)
     for given in inputs if anew else ():  # as the model is, known to be there before anything is removed
         next(list_inputs([given], out), None)
