@@ -73,7 +73,7 @@ def test_the_worklist_has_a_line_per_input_the_most_suspicious_first(run: Path) 
     assert [line["path"] for line in table] == order
     assert list(table[0]) == [
         *("path", "frames", "frame", "score", "percentile", "decision", "flags", "status", "error", "study"),
-        *("series", "study_score", "reason"),
+        *("series", "study_score", "series_score", "reason"),
     ]
     assert [line["decision"] for line in table] == ["abnormal"] * 2 + ["normal"] * 4 + [""] * 3
     assert [line["status"] for line in table] == ["ok"] * 4 + ["failed", "ok", "refused", "failed", "failed"]
@@ -191,6 +191,7 @@ def test_what_cannot_be_reported_is_one_line_and_exit_code_2(run: Path, capsys: 
         assert text in captured.err
     assert not (run / "worklist.csv").exists()
     assert not (run / "studies.csv").exists()
+    assert not (run / "series.csv").exists()
 
 
 def test_compact_holds_every_row_with_the_decisions_of_now(run: Path) -> None:
@@ -251,11 +252,11 @@ def test_order_is_that_of_a_sort_in_memory(tmp_path: Path) -> None:
 
 def test_a_worklist_that_fails_keeps_the_old_one(run: Path) -> None:
     report(run)
-    before = [(run / name).read_bytes() for name in ("worklist.csv", "studies.csv")]
+    before = [(run / name).read_bytes() for name in ("worklist.csv", "studies.csv", "series.csv")]
     (run / "results" / "part-000001.parquet").write_bytes(b"")
     with pytest.raises(DataError, match="part-000001"):
         write_worklist(run, None)
-    assert [(run / name).read_bytes() for name in ("worklist.csv", "studies.csv")] == before
+    assert [(run / name).read_bytes() for name in ("worklist.csv", "studies.csv", "series.csv")] == before
     assert not [p for p in run.iterdir() if p.suffix == ".tmp"]
 
 

@@ -33,14 +33,21 @@ STUDIES = f"""
            CASE WHEN bool_or(status = 'failed') THEN 'failed' ELSE first(status ORDER BY {ORDER}) END status
     FROM inputs GROUP BY unit ORDER BY {ORDER}
 """
+SERIES = f"""
+    SELECT series, first(study) study, count(*) inputs, sum(frames)::BIGINT frames,
+           first(path ORDER BY {ORDER}) path, first(frame ORDER BY {ORDER}) frame, max(score) score,
+           CASE WHEN bool_or(status = 'failed') THEN 'failed' ELSE first(status ORDER BY {ORDER}) END status
+    FROM inputs WHERE series IS NOT NULL GROUP BY series ORDER BY {ORDER}
+"""
 WORKLIST = f"""
-    SELECT path, frames, frame, score, status, study, series, max(score) OVER (PARTITION BY unit) study_score
+    SELECT path, frames, frame, score, status, study, series, max(score) OVER (PARTITION BY unit) study_score,
+           CASE WHEN series IS NOT NULL THEN max(score) OVER (PARTITION BY series) END series_score
     FROM inputs ORDER BY {ORDER}
 """
 
 
-def studies(out: Path) -> list[dict[str, str]]:
-    with (out / "studies.csv").open(newline="", encoding="utf-8") as file:
+def studies(out: Path, name: str = "studies") -> list[dict[str, str]]:
+    with (out / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -81,20 +88,28 @@ def compare(lines: list[dict[str, str]], out: Path, query: str) -> None:
     assert [tuple(line[name] for name in names) for line in lines] == [tuple(map(written, r)) for r in expected]
 
 
+def decided(lines: list[dict[str, str]]) -> None:
+    for line in lines:
+        expected = "" if not line["score"] else "abnormal" if float(line["score"]) > 1.5 else "normal"
+        assert (line["decision"], line["rule"]) == (expected, "max")
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_inputs_and_studies_are_those_of_sql_on_the_same_parts(tmp_path: Path, seed: int) -> None:
     out = write_parts(tmp_path / "out", *some_rows(seed))
     counts = write_worklist(out, Decision(1.5))
     compare(studies(out), out, STUDIES)
+    compare(studies(out, "series"), out, SERIES)
     compare(worklist(out), out, WORKLIST)
+    lines = studies(out, "series")
+    assert len(lines) == counts["series"]
+    decided(lines)
     lines = studies(out)
     assert sum(int(line["inputs"]) for line in lines) == counts["inputs"] == 60
     assert sum(int(line["frames"]) for line in lines) == counts["rows"]
     assert sum(int(line["series"]) for line in lines) == counts["series"] > 12
-    for line in lines:
-        expected = "" if not line["score"] else "abnormal" if float(line["score"]) > 1.5 else "normal"
-        assert line["decision"] == expected
-        assert line["rule"] == counts["study_rule"] == "max"
+    assert counts["study_rule"] == "max"
+    decided(lines)
     named = [line["decision"] or "undecided" for line in lines if line["study"]]
     assert counts["studies"] == {name: named.count(name) for name in set(named)}
 
@@ -109,7 +124,7 @@ def test_the_order_of_rows_does_not_matter_where_those_of_an_input_stand_togethe
     write_parts(tmp_path / "a", *shards)
     write_parts(tmp_path / "b", *([r for name in order[i::5] for r in inputs[name]] for i in range(5)))
     assert write_worklist(tmp_path / "a", Decision(1.5)) == write_worklist(tmp_path / "b", Decision(1.5))
-    for name in ("worklist.csv", "studies.csv"):
+    for name in ("worklist.csv", "studies.csv", "series.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -134,7 +149,19 @@ def test_a_study_of_two_series_in_two_shards_with_a_failed_input(tmp_path: Path)
         "reason": f"{above}; 1 of 3 inputs failed",
     }
     assert (other["study"], other["path"], other["decision"], other["series"]) == ("", "z.png", "normal", "0")
+    first_series, second_series = studies(out, "series")
+    assert first_series == {
+        **leading,
+        "series": "y",
+        "inputs": "2",
+        "frames": "4",
+        "reason": f"{above}; 1 of 2 inputs failed",
+    }
+    assert (second_series["series"], second_series["study"], second_series["path"]) == ("x", "s", "a.dcm")
+    assert (second_series["score"], second_series["decision"], second_series["status"]) == ("20.0", "normal", "ok")
     lines = {line["path"]: line for line in worklist(out)}
+    names = ("a.dcm", "b.dcm", "c.dcm", "z.png")
+    assert [lines[name]["series_score"] for name in names] == ["20.0", "40.25", "40.25", ""]
     assert [lines[name]["study_score"] for name in ("a.dcm", "b.dcm", "c.dcm", "z.png")] == ["40.25"] * 3 + ["30.0"]
     assert [lines[name]["series"] for name in ("a.dcm", "b.dcm", "c.dcm", "z.png")] == ["x", "y", "y", ""]
     assert lines["b.dcm"]["reason"] == above
@@ -164,5 +191,6 @@ def test_a_table_of_schema_2_has_studies_too(tmp_path: Path) -> None:
     assert main(["report", str(out), "-q", "--compact", "--threshold", "1.5"]) == 0
     assert {line["series"] for line in worklist(out)} == {""}
     assert {line["series"] for line in studies(out)} == {"0"}
+    assert studies(out, "series") == []
     assert len({line["study"] for line in studies(out)}) == 13
     assert json.loads((out / "summary.json").read_text())["series"] == 0

@@ -7,7 +7,7 @@ The parts themselves are never changed: another threshold is another worklist.
 OUT/results/part-*.parquet   read
 OUT/calibration.json         read: the calibration that the run used
 OUT/worklist.csv             a line per input, most suspicious first
-OUT/studies.csv              a line per study, the same
+OUT/studies.csv, series.csv  a line per study or series, the same
 OUT/summary.json             counts, and what decided
 OUT/results.parquet          on request: all rows with the decisions of now
 OUT/report.html              all of it as a page, see page.py
@@ -119,28 +119,33 @@ def _rows(out: Path) -> Iterator[Row]:
 
 
 def write_worklist(out: Path, decision: Decision | None) -> dict[str, Any]:
-    """Write `out/worklist.csv`, a line per input led by its highest-scoring frame, and `out/studies.csv`, a line per
-    study led by its highest-scoring input; returns counts.
+    """Write `out/worklist.csv`, a line per input led by its highest-scoring frame, and `out/studies.csv` and
+    `out/series.csv`, a line per study or series led by its highest-scoring input; returns counts.
 
     The highest score comes first, what has none last, equals by path. An input has failed where one of its frames has,
-    a study where one of its inputs has; else they are what leads them is. An input's error, where its leading frame has
-    none, is the first of another frame. `inputs`, `status`, `decision`, `series` and `studies` count inputs, series and
-    studies, the latter by their decision; `rows`, `errors` (by code) and `flags` count frames. Rows of one input must
-    stand together, those of a study need not. Raises `DataError` for a part that cannot be read.
+    a study or series where one of its inputs has; else they are what leads them is. An input's error, where its leading
+    frame has none, is the first of another frame. `inputs`, `status`, `decision`, `series` and `studies` count inputs,
+    series and studies, the latter by their decision; `rows`, `errors` (by code) and `flags` count frames. Rows of one
+    input must stand together, those of a study need not. Raises `DataError` for a part that cannot be read.
     """
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("status", "decision", "errors", "flags")}
     with closing(sqlite3.connect("")) as database:  # a nameless file, and only where a little memory does not do
         inputs = groupby(_rows(out), attrgetter("input_id"))
         studies = Studies(database, (_line(list(frames), decision, counts) for _, frames in inputs))
-        with replacing(out / "worklist.csv") as worklist, replacing(out / "studies.csv") as table:
-            studies.write_inputs(worklist)
-            studies.write_studies(table)
+        with (
+            replacing(out / "worklist.csv") as of_inputs,
+            replacing(out / "studies.csv") as of_studies,
+            replacing(out / "series.csv") as of_series,
+        ):
+            studies.write_inputs(of_inputs)
+            studies.write_studies(of_studies)
+            studies.write_series(of_series)
         totals = studies.counts()
     return totals | {name: dict(sorted(counter.items())) for name, counter in counts.items()}
 
 
 def _line(frames: list[Row], decision: Decision | None, counts: dict[str, Counter[str]]) -> tuple[Any, ...]:
-    """An input's line, by `INPUT_COLUMNS` but for the score of its study; counts what its frames have."""
+    """An input's line, by `INPUT_COLUMNS` but for the scores of its study and series; counts what its frames have."""
     lead = max(frames, key=lambda row: float("-inf") if row.score is None else row.score)
     verdict = _verdict(decision, lead.score)
     status = "failed" if any(row.status == "failed" for row in frames) else lead.status

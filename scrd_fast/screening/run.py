@@ -7,7 +7,7 @@ OUT/maps/, OUT/overlays/     pictures, where they were asked for
 OUT/dicom/                   results in DICOM, where they were asked for
 OUT/calibration.json         the calibration that decided
 OUT/worklist.csv             an input a line, most suspicious first
-OUT/studies.csv              a study a line, the same
+OUT/studies.csv, series.csv  a study or series a line, the same
 OUT/summary.json, run.json   counts, rates, and what was run
 OUT/report.html              all of it as a page; page.parquet has its pictures
 """
@@ -49,7 +49,7 @@ __all__ = ["remove_run", "screen"]
 TOO_MANY_FAILED = 3  # exit code
 OWN = (
     *(RESULTS, CHECKPOINT, "maps", "overlays", FOLDER, LEGEND, MANIFEST),
-    *("calibration.json", "worklist.csv", "studies.csv", "summary.json", "results.parquet"),
+    *("calibration.json", "worklist.csv", "studies.csv", "series.csv", "summary.json", "results.parquet"),
     *("drift.json", "drift.png"),
     *(PAGE, PICTURES),
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures speak for their series and studies, and every line of a worklist says why it stands where it does.
 
-Both tables come out of one temporary database on disk, so that memory does not grow with the inputs.
+All tables come out of one temporary database on disk, so that memory does not grow with the inputs.
 """
 
 from __future__ import annotations
@@ -14,34 +14,42 @@ from typing import Any, BinaryIO, NamedTuple
 
 from scrd_fast.calibration import Decision
 
-__all__ = ["INPUT_COLUMNS", "RULE", "STUDY_COLUMNS", "Row", "Studies", "reason"]
+__all__ = ["INPUT_COLUMNS", "RULE", "SERIES_COLUMNS", "STUDY_COLUMNS", "Row", "Studies", "reason"]
 
 RULE = "max"  # the highest-scoring picture speaks for its series and its study
 INPUT_COLUMNS = (
     *("path", "frames", "frame", "score", "percentile", "decision", "flags", "status", "error", "study"),
-    *("series", "study_score", "reason"),
+    *("series", "study_score", "series_score", "reason"),
 )
-STUDY_COLUMNS = (
-    *("study", "series", "inputs", "frames", "path", "frame", "score", "percentile", "decision"),
-    *("rule", "status", "reason"),
-)
-_STORED = (*(name for name in INPUT_COLUMNS if name != "study_score"), "unit")
+_LED = ("inputs", "frames", "path", "frame", "score", "percentile", "decision", "rule", "status", "reason")
+STUDY_COLUMNS = ("study", "series", *_LED)
+SERIES_COLUMNS = ("series", "study", *_LED)
+_STORED = (*(name for name in INPUT_COLUMNS if name not in ("study_score", "series_score")), "unit")
 _SCALES = ("fine", "middle", "coarse")
 _ORDER = "score IS NULL, score DESC, path"
 
-_SUMS = """
-    INSERT INTO studies
-    SELECT unit, count(DISTINCT series), count(*), sum(frames), max(score), sum(status = 'failed')
-    FROM inputs GROUP BY unit
+_UNITS = {"study": "unit", "series": "series"}  # and the column by which inputs belong to one
+_TABLE = """
+    CREATE TABLE {name}_sums (
+        {unit} PRIMARY KEY, {name}_series, {name}_inputs, {name}_frames, {name}_score, {name}_failed
+    ) WITHOUT ROWID
 """
-_INPUT_LINES = f"SELECT {', '.join(INPUT_COLUMNS)} FROM inputs JOIN studies USING (unit) ORDER BY {_ORDER}"
-_STUDY_LINES = f"""
-    SELECT study, all_series, inputs, all_frames, path, frame, score, percentile, decision, '{RULE}',
-           CASE WHEN failed THEN 'failed' ELSE status END,
-           reason || CASE WHEN failed AND inputs > 1 THEN '; ' || failed || ' of ' || inputs || ' inputs failed'
-                     ELSE '' END
-    FROM (SELECT *, row_number() OVER (PARTITION BY unit ORDER BY {_ORDER}) AS place FROM inputs)
-    JOIN studies USING (unit)
+_SUMS = """
+    INSERT INTO {name}_sums
+    SELECT {unit}, count(DISTINCT series), count(*), sum(frames), max(score), sum(status = 'failed')
+    FROM inputs WHERE {unit} IS NOT NULL GROUP BY {unit}
+"""
+_INPUT_LINES = f"""
+    SELECT {", ".join(INPUT_COLUMNS)}
+    FROM inputs JOIN study_sums USING (unit) LEFT JOIN series_sums USING (series) ORDER BY {_ORDER}
+"""
+_LED_LINES = f"""
+    SELECT {{first}}, {{name}}_inputs, {{name}}_frames, path, frame, score, percentile, decision, '{RULE}',
+           CASE WHEN {{name}}_failed THEN 'failed' ELSE status END,
+           reason || CASE WHEN {{name}}_failed AND {{name}}_inputs > 1
+                     THEN '; ' || {{name}}_failed || ' of ' || {{name}}_inputs || ' inputs failed' ELSE '' END
+    FROM (SELECT *, row_number() OVER (PARTITION BY {{unit}} ORDER BY {_ORDER}) AS place FROM inputs)
+    JOIN {{name}}_sums USING ({{unit}})
     WHERE place = 1 ORDER BY {_ORDER}
 """
 _VERDICTS = """
@@ -75,18 +83,17 @@ class Row(NamedTuple):
 class Studies:
     """The inputs of a run and the studies that they make up; an input that names no study is one of its own.
 
-    `lines` have the columns of `INPUT_COLUMNS` without `study_score`, in any order.
+    `lines` have the columns of `INPUT_COLUMNS` without the scores of study and series, in any order.
     """
 
     def __init__(self, database: sqlite3.Connection, lines: Iterable[tuple[Any, ...]]) -> None:
         self._database, study = database, _STORED.index("study")
         database.execute(f"CREATE TABLE inputs ({', '.join(_STORED)})")
-        database.execute(
-            "CREATE TABLE studies (unit PRIMARY KEY, all_series, inputs, all_frames, study_score, failed) WITHOUT ROWID"
-        )
         marked = ((*line, number if line[study] is None else line[study]) for number, line in enumerate(lines))
         database.executemany(f"INSERT INTO inputs VALUES ({', '.join('?' * len(_STORED))})", marked)
-        database.execute(_SUMS)
+        for name, unit in _UNITS.items():
+            database.execute(_TABLE.format(name=name, unit=unit))
+            database.execute(_SUMS.format(name=name, unit=unit))
 
     def write_inputs(self, file: BinaryIO) -> None:
         """As CSV, the highest score first, what has none last, equals by path."""
@@ -94,7 +101,11 @@ class Studies:
 
     def write_studies(self, file: BinaryIO) -> None:
         """As CSV, in the same order, each led by its highest-scoring input."""
-        self._write(file, STUDY_COLUMNS, _STUDY_LINES)
+        self._write(file, STUDY_COLUMNS, _LED_LINES.format(name="study", unit="unit", first="study, study_series"))
+
+    def write_series(self, file: BinaryIO) -> None:
+        """As `write_studies`, of what names a series."""
+        self._write(file, SERIES_COLUMNS, _LED_LINES.format(name="series", unit="series", first="series, study"))
 
     def _write(self, file: BinaryIO, columns: tuple[str, ...], query: str) -> None:
         text = io.TextIOWrapper(file, "utf-8", newline="")
