@@ -14,6 +14,7 @@ import torch
 from scrd_fast.bench import train
 from scrd_fast.bench.train import AUTHORS, CONTENDERS, Setup
 
+pytestmark = pytest.mark.xdist_group("train_bench")  # what they share is measured once, not once a process
 TINY = Setup("resnet18", 64, 4, "cpu", steps=1, rounds=1, threads=1)
 
 

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 HAS_NVCC = shutil.which("nvcc") is not None and torch.version.cuda is not None
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 ARCHS = "9.0"  # one architecture: seven take a minute
+pytestmark = pytest.mark.xdist_group("build")  # the wheel that they share is built once, not once a process
 
 
 @pytest.fixture(scope="module")

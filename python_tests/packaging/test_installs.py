@@ -29,12 +29,18 @@ from installs import (
 
 TORCH = str(torch.__version__).split("+")[0]
 HAS_NVCC = shutil.which("nvcc") is not None and torch.version.cuda is not None
-CHOSEN = [  # each way once, and the situations in which most can go wrong
+CHOSEN = [  # each way once, and the situations in which most can go wrong; the slower ones before a release
     ("pip install .", "no nvcc"),
-    ("pip install --no-build-isolation .", "`SCRD_FAST_CUDA=0`, after a build with CUDA"),
+    pytest.param(
+        "pip install --no-build-isolation .", "`SCRD_FAST_CUDA=0`, after a build with CUDA", marks=pytest.mark.release
+    ),
     ("uv pip install .", "no compiler"),
     ("pip install --no-build-isolation -e .", "no compiler, `SCRD_FAST_NATIVE=0`"),
-    ("python -m build --no-isolation --sdist, pip install --no-build-isolation of it", "nvcc of another CUDA"),
+    pytest.param(
+        "python -m build --no-isolation --sdist, pip install --no-build-isolation of it",
+        "nvcc of another CUDA",
+        marks=pytest.mark.release,
+    ),
     ("python -m build --no-isolation --wheel, pip install of it", "nvcc, `SCRD_FAST_CUDA=1`"),
     ("pip install --no-build-isolation .", "no network"),
 ]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from installs import ROOT, clean_variables, copy_source, need_index
 
+pytestmark = pytest.mark.xdist_group("release")  # what they share is built once, not once a process
 HERE = Path(__file__).parent
 OTHERS = ("2.13.0", "2.15.0")  # releases of torch; the first may be one without CUDA
 

@@ -25,6 +25,7 @@ from scrd_fast.reproduce import sections
 from scrd_fast.reproduce.lesions import DIAMETERS
 from scrd_fast.reproduce.run import Outcome, plan, reproduce
 
+pytestmark = pytest.mark.xdist_group("reproduce")  # what they share is made once, not once a process
 HOSTILE = "<img src=x onerror=alert(1)>|`{{7*7}}`"
 
 

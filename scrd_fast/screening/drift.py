@@ -102,6 +102,8 @@ def drift(console: Console, out: Path, reference: Path | None, bound: float) -> 
         console.log(line)
     for text in reasons:
         console.warn(text)
+    if (out / "report.html").exists():
+        console.log(f"report.html says so once `scrd-fast report {out}` has written it anew")
     console.result(out / "drift.json", content)
     return int(bool(reasons))
 
