@@ -99,6 +99,36 @@ def whole(trained: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return made
 
 
+def wait_for(what: Any, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def begin(command: list[str], *, before: str = "", **environment: str) -> subprocess.Popen[str]:
+    """A process of its own: what goes wrong within Ray can end the process that is connected to it."""
+    code = f"import sys\nfrom scrd_fast.cli import main\n{before}\nsys.exit(main({command!r}))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(command: list[str], **how: str) -> tuple[int, str]:
+    """The exit code of a command and what it said on stderr."""
+    with begin(command, **how) as process:
+        try:
+            _, text = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return process.returncode, text
+
+
 def contents(out: Path) -> dict[str, bytes]:
     """Files of a run that do not say when and how long it ran."""
     return {
@@ -109,13 +139,11 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_all_files_are_those_of_the_local_engine_and_no_path_is_left_anywhere(
-    trained: Path, folder: Path, whole: Path, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path, folder: Path, whole: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
     out = tmp_path / "out #1 ü%20"
     key = whole / "key"
-    capfd.readouterr()
-    assert main(by_ray(trained, folder, out, "--maps", "npz", "--hash-paths", str(key), devices=2)) == 0
-    assert capfd.readouterr().err == ""
+    assert ended(by_ray(trained, folder, out, "--maps", "npz", "--hash-paths", str(key), devices=2)) == (0, "")
     ours = contents(out)
     assert ours == contents(whole / "out")
     assert len([name for name in ours if name.startswith("results/")]) == 5
@@ -146,27 +174,9 @@ def test_a_record_of_rays_that_is_wrong_neither_loses_nor_doubles_a_row(
     for name in ("done.parquet", "part-000000.pending.parquet"):
         pq.write_table(pa.Table.from_pylist(ids), out / "ray-checkpoint" / name)
     flags = ("--maps", "npz", "--hash-paths", str(whole / "key"))
-    assert main(by_ray(trained, folder, out, *flags)) == 0
+    assert ended(by_ray(trained, folder, out, *flags)) == (0, "")
     assert contents(out) == before
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-
-
-def wait_for(what: Any, seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
-
-
-def begin(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "scrd_fast", *command],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +206,7 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(
     process.communicate()
     assert 0 < len(rows(out)) < 320
     assert not (out / "worklist.csv").exists()
-    assert main(by_ray(trained, many, out)) == 0
+    assert ended(by_ray(trained, many, out)) == (0, "")
     assert main(arguments(trained, many, expected)) == 0
     assert contents(out) == contents(expected)
 
@@ -229,27 +239,27 @@ def test_a_shard_on_which_workers_always_die_is_named_and_others_are_kept(
     _, text = process.communicate()
     assert process.returncode == 4, text
     assert "processes died twice on shards 0, " in text
-    assert main(by_ray(trained, many, out)) == 0
+    assert ended(by_ray(trained, many, out)) == (0, "")
     assert len(rows(out)) == 320
 
 
-# Ray's own thread ends where it is when the run does.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.usefixtures("cluster")
 def test_a_machine_that_does_not_see_the_files_ends_the_run_and_says_so(
-    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    trained: Path, folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("scrd_fast.screening.ray_engine._witnesses", lambda manifest: (tmp_path / "here-alone.png",))
-    capfd.readouterr()
-    assert main(by_ray(trained, folder, tmp_path / "out")) == 4
-    told = capfd.readouterr().err
+    patch = f"""
+from pathlib import Path
+from scrd_fast.screening import ray_engine
+ray_engine._witnesses = lambda manifest: (Path({str(tmp_path)!r}) / "here-alone.png",)
+"""
+    code, told = ended(by_ray(trained, folder, tmp_path / "out"), before=patch)
+    assert code == 4
     assert "inputs that the command itself sees cannot be seen there: RUN, OUT and the inputs must lie" in told
     assert len(told.strip().splitlines()) == 1
     assert not rows(tmp_path / "out")
 
 
 @pytest.mark.release
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.usefixtures("cluster")
 def test_too_many_failures_stop_a_run_that_then_goes_on(trained: Path, folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
@@ -258,10 +268,10 @@ def test_too_many_failures_stop_a_run_that_then_goes_on(trained: Path, folder: P
         (bad / f"{i:03d}.png").write_text("no image")
     shutil.copy(folder / "000.png", bad)
     flags = ("--stop-on-failures", "--max-failures", "0.1")
-    assert main(by_ray(trained, bad, tmp_path / "out", *flags)) == 3
+    assert ended(by_ray(trained, bad, tmp_path / "out", *flags))[0] == 3
     assert len(rows(tmp_path / "out")) < 400
     assert not (tmp_path / "out" / "worklist.csv").exists()
-    assert main(by_ray(trained, bad, tmp_path / "out", "--max-failures", "1")) == 0
+    assert ended(by_ray(trained, bad, tmp_path / "out", "--max-failures", "1")) == (0, "")
     assert len(rows(tmp_path / "out")) == 400
 
 
@@ -292,11 +302,10 @@ def test_what_ray_cannot_do_is_one_line(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_cluster_that_is_too_small_is_not_waited_for(
-    trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(by_ray(trained, folder, tmp_path / "out", "--devices", "3")) == 4
-    assert "--devices 3 needs 6 CPUs; the Ray cluster has 5 CPUs" in capsys.readouterr().err
+def test_a_cluster_that_is_too_small_is_not_waited_for(trained: Path, folder: Path, tmp_path: Path) -> None:
+    code, told = ended(by_ray(trained, folder, tmp_path / "out", "--devices", "3"))
+    assert code == 4
+    assert "--devices 3 needs 6 CPUs; the Ray cluster has 5 CPUs" in told
 
 
 def test_without_ray_the_extra_is_named_before_anything_is_written(trained: Path, folder: Path, tmp_path: Path) -> None:
