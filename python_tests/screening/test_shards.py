@@ -109,11 +109,14 @@ def test_a_device_process_that_is_killed_is_replaced_and_the_table_is_that_of_on
 
 
 @pytest.mark.slow
-def test_shards_on_which_processes_always_die_are_named_and_others_are_kept(
+def test_shards_on_which_processes_always_die_are_named_and_done_later(
     trained: Path, folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    process = begin(trained, folder, out, "--max-failures", "0.5", "--devices", "2")
+    few, out = tmp_path / "in", tmp_path / "out"
+    few.mkdir()
+    for path in (*sorted(folder.glob("*.png"))[:12], *sorted(folder.glob("*.zip"))[:12]):
+        (few / path.name).symlink_to(path)
+    process = begin(trained, few, out, "--max-failures", "1", "--devices", "2")
     killed: set[int] = set()
     while process.poll() is None:
         for pid, text in below(process.pid).items():
@@ -123,9 +126,11 @@ def test_shards_on_which_processes_always_die_are_named_and_others_are_kept(
         time.sleep(0.01)
     _, text = process.communicate()
     assert process.returncode == 4, text
-    assert "signal 9" in text
+    assert "processes died twice on shard " in text
+    assert "(signal 9)" in text
     assert len(killed) >= 2
-    assert main(arguments(trained, folder, out, "--max-failures", "0.5", "--devices", "1")) == 0
+    assert main(arguments(trained, few, out, "--max-failures", "1", "--devices", "1")) == 0
+    assert len(rows(out)) == 24
 
 
 def _has_readers(pid: int) -> bool:
