@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -81,6 +82,8 @@ class Screening:
             torch.set_num_threads(self._place.threads or max(int(granted), 1))
         if self._task.settings.precision == "bf16":
             keep_freed_memory()
+        # Ray's own handlers of an exit wait for each other now and then (2.60): the process would stay, with its model.
+        atexit.register(os._exit, 0)
         # Processes that read are told to import the main module, which here is Ray's: not one of them needs it.
         vars(sys.modules["__main__"]).pop("__file__", None)
         return Shards(self._task, self._place.device)

@@ -56,7 +56,7 @@ __all__ = ["quiet_terminal", "screen_on_ray"]
 
 ATTEMPTS = 2  # actors that may die of one shard
 POLL = 0.25  # seconds
-GRACE = 20  # seconds for Ray's threads to end
+GRACE = 60  # seconds for Ray's threads to end
 STORE = 256 * 2**20  # bytes: ids and rows are all that passes through it
 FILTER = 100 * 2**20  # bytes, of an actor that looks at parts
 WRITERS = 4  # parts that are written at a time
@@ -88,12 +88,12 @@ def screen_on_ray(
                 errors.append(error)
 
         thread = threading.Thread(target=work, daemon=True)
+        _stopping.clear()
         thread.start()
         try:
             costs = _watch(thread, board, progress)
-        finally:  # without the board shard after shard fails at once, and so Ray's threads end before their cluster
-            with suppress(Exception):
-                ray.kill(board)
+        finally:  # a thread of Ray's that is left when the connection ends would end this process, without a word
+            _stopping.set()
             thread.join(GRACE)
         if errors:
             raise UnavailableError(f"Ray: {_first_line(errors[0])}; the same command goes on") from None
@@ -135,6 +135,7 @@ def _run(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = None
     context.max_errored_blocks = -1
+    context.custom_execution_callback_classes = [_Stop]
     context.checkpoint_config = CheckpointConfig(
         "input_id",
         str(folder),
@@ -159,6 +160,23 @@ def _run(
         )
         rows.write_datasink(PartSink(task.out, facts, board), concurrency=WRITERS)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Stop:
+    """What Ray calls each time around its loop (an `ExecutionCallback`): ends it when the command has seen enough."""
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
+        if _stopping.is_set():
+            raise RuntimeError("stopped")
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
+
+
+_stopping = threading.Event()
 
 
 @contextmanager
