@@ -37,7 +37,7 @@ def device_name(device: torch.device) -> str:
 
 
 def bfloat16_is_slow(device: str) -> bool:
-    """Whether torch only imitates bfloat16 on a device of that type: on CPUs of x86 without AVX-512."""
+    """Whether torch only imitates bfloat16 on a device of that type: on CPUs with AVX2 and no AVX-512."""
     return device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 

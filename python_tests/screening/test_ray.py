@@ -319,6 +319,11 @@ def test_without_ray_the_extra_is_named_before_anything_is_written(trained: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_what_ray_takes_to_its_own_processes_brings_no_torch_along() -> None:
+    code = "import sys, scrd_fast.screening.ray_tasks; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 BAR = """
 import os, sys
 from scrd_fast.console import Console

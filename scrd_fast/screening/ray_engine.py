@@ -49,7 +49,7 @@ except ImportError:
 
 from scrd_fast.screening.ray_actor import Place, Screening
 from scrd_fast.screening.ray_board import Board, State
-from scrd_fast.screening.ray_tasks import Finished, ManifestSource, PartSink, Unfinished
+from scrd_fast.screening.ray_tasks import STOPPING, Finished, ManifestSource, PartSink, Stop, Unfinished
 
 __all__ = ["quiet_terminal", "screen_on_ray"]
 
@@ -88,12 +88,12 @@ def screen_on_ray(
                 errors.append(error)
 
         thread = threading.Thread(target=work, daemon=True)
-        _stopping.clear()
+        STOPPING.clear()
         thread.start()
         try:
             costs = _watch(thread, board, progress)
         finally:  # a thread of Ray's that is left when the connection ends would end this process, without a word
-            _stopping.set()
+            STOPPING.set()
             thread.join(GRACE)
         if errors:
             raise UnavailableError(f"Ray: {_first_line(errors[0])}; the same command goes on") from None
@@ -135,7 +135,7 @@ def _run(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = None
     context.max_errored_blocks = -1
-    context.custom_execution_callback_classes = [_Stop]
+    context.custom_execution_callback_classes = [Stop]
     context.checkpoint_config = CheckpointConfig(
         "input_id",
         str(folder),
@@ -160,23 +160,6 @@ def _run(
         )
         rows.write_datasink(PartSink(task.out, facts, board), concurrency=WRITERS)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Stop:
-    """What Ray calls each time around its loop (an `ExecutionCallback`): ends it when the command has seen enough."""
-
-    def before_execution_starts(self, executor: Any) -> None: ...
-
-    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
-        if _stopping.is_set():
-            raise RuntimeError("stopped")
-
-    def after_execution_succeeds(self, executor: Any) -> None: ...
-
-    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
-
-
-_stopping = threading.Event()
 
 
 @contextmanager

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from scrd_fast.screening.manifest import MANIFEST, Manifest
 from scrd_fast.screening.ray_board import telling
 from scrd_fast.screening.writers import RESULTS, SCHEMA, commit_part, part_path, shown_id
 
-__all__ = ["Finished", "ManifestSource", "PartSink", "Unfinished"]
+__all__ = ["STOPPING", "Finished", "ManifestSource", "PartSink", "Stop", "Unfinished"]
+
+STOPPING = threading.Event()  # of the command's own process
 
 _INPUTS = pa.schema([("shard", pa.int64()), ("input_id", pa.string())])
 
@@ -89,3 +92,17 @@ class PartSink(BlockBasedFileDatasink):  # type: ignore[misc]
                 parts = [pa.Table.from_arrays(chunk.flatten().flatten(), schema=SCHEMA) for chunk in rows.chunks]
                 commit_part(self._out, number, parts, self._facts)
         self._board.spent.remote({"write": time.perf_counter() - clock})
+
+
+class Stop:
+    """What Ray calls each time around its loop (an `ExecutionCallback`): ends it when the command has seen enough."""
+
+    def before_execution_starts(self, executor: Any) -> None: ...
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002
+        if STOPPING.is_set():
+            raise RuntimeError("stopped")
+
+    def after_execution_succeeds(self, executor: Any) -> None: ...
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
