@@ -170,6 +170,11 @@ class Calibration(BaseModel):
         """Whether `count` scores are enough for `fpr`: (count + 1) * fpr >= 1, e.g. 19 images for 5 %."""
         return (self.count + 1) * exact(self.fpr) >= 1
 
+    @property
+    def map_scale(self) -> tuple[float, float] | None:
+        """Of heat maps, where it is known."""
+        return None if self.map_low is None or self.map_high is None else (self.map_low, self.map_high)
+
     @cached_property
     def decision(self) -> Decision:
         """The stored threshold with its expected rate."""

@@ -215,8 +215,8 @@ def _calibrated(
             map_peaks=[s["max"] for s in scores],
             model_sha256=model_sha256,
             site=site,
-            inputs=InputFacts.of(abouts) if abouts else None,
-            pictures=PictureFacts.of(abouts) if abouts else None,
+            inputs=InputFacts.of(abouts),
+            pictures=PictureFacts.of(abouts),
         )
     except ValueError as error:
         raise ScrdFastError(f"calibrate: {error}") from None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "ImageError", "MissingExtraError", "ScrdFastError", "UnavailableError"]
+__all__ = ["DataError", "ImageError", "MissingExtraError", "ScrdFastError", "UnavailableError", "error_of"]
 
 
 class ScrdFastError(Exception):
@@ -42,3 +42,8 @@ class MissingExtraError(UnavailableError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install this package with its [{extra}] extra")
+
+
+def error_of(code: int, text: str) -> ScrdFastError:
+    """The error of another process, by its exit code and text."""
+    return (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)

@@ -285,8 +285,8 @@ def _draw(out: Path, kept: _Kept, metrics: dict[str, Any], calibration: Calibrat
     values = scores[score]
     draw_histogram(out / "histogram.png", values[labels == 0], values[labels == 1], score, threshold)
 
-    if calibration is not None and calibration.map_low is not None and calibration.map_high is not None:
-        low, high, source = calibration.map_low, calibration.map_high, "calibration images"
+    if calibration is not None and calibration.map_scale:
+        (low, high), source = calibration.map_scale, "calibration images"
     else:
         low, high = map_range(scores["max"][labels == 0])
         source = "normal test images"

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading those that may be half."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-__all__ = ["nearest", "replacing", "write_atomically"]
+__all__ = ["nearest", "read_record", "replacing", "write_atomically"]
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 
@@ -90,3 +91,12 @@ def nearest(path: Path) -> str:
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object. Nothing where there is no file, or where it holds something else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import texture
 from PIL import Image
-from run_folders import below, loaded, rows
+from run_folders import below, loaded, rows, wait_for
 
 from scrd_fast.cli import main
 
@@ -97,14 +97,6 @@ def whole(trained: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory)
     made = tmp_path_factory.mktemp("whole")
     assert main(arguments(trained, folder, made / "out", "--maps", "npz", "--hash-paths", str(made / "key"))) == 0
     return made
-
-
-def wait_for(what: Any, seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 def begin(command: list[str], *, before: str = "", **environment: str) -> subprocess.Popen[str]:
@@ -197,11 +189,11 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(
     out, expected = tmp_path / "out", tmp_path / "expected"
     process = begin(by_ray(trained, many, out, devices=2))
     parts = (out / "results").glob
-    wait_for(lambda: list(parts("part-*.parquet")) or process.poll() is not None)
+    wait_for(lambda: list(parts("part-*.parquet")) or process.poll() is not None, 120)
     workers = [pid for pid, text in below(cluster.pid).items() if "Screening" in text]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    wait_for(lambda: len(list(parts("part-*.parquet"))) > 2 or process.poll() is not None)
+    wait_for(lambda: len(list(parts("part-*.parquet"))) > 2 or process.poll() is not None, 120)
     process.kill()
     process.communicate()
     assert 0 < len(rows(out)) < 320
@@ -215,12 +207,12 @@ def test_a_killed_worker_and_a_killed_command_change_nothing(
 def test_a_killed_command_takes_its_own_cluster_along(trained: Path, many: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = begin(by_ray(trained, many, out), RAY_ADDRESS="")
-    wait_for(lambda: list((out / "results").glob("part-*.parquet")) or process.poll() is not None)
+    wait_for(lambda: list((out / "results").glob("part-*.parquet")) or process.poll() is not None, 120)
     children = below(process.pid)
     assert any("raylet" in text for text in children.values())
     process.kill()
     process.communicate()
-    wait_for(lambda: not [pid for pid in children if (Path("/proc") / str(pid)).exists()])
+    wait_for(lambda: not [pid for pid in children if (Path("/proc") / str(pid)).exists()], 120)
     assert 0 < len(rows(out)) < 320
 
 

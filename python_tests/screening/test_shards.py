@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import texture
 from PIL import Image
-from run_folders import below, command, rows
+from run_folders import below, command, rows, wait_for
 
 from scrd_fast.cli import main
 from scrd_fast.screening import writers
@@ -34,14 +34,6 @@ def arguments(run: Path, inputs: Path, out: Path, *flags: str) -> list[str]:
 def begin(*given: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "scrd_fast", *arguments(*given)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(what: Any, seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +91,7 @@ def test_a_device_process_that_is_killed_is_replaced_and_the_table_is_that_of_on
 ) -> None:
     out = tmp_path / "out"
     process = begin(trained, folder, out, "--max-failures", "0.5", "--devices", "2")
-    wait_for(lambda: list((out / "results").glob("part-*")) or process.poll() is not None)
+    wait_for(lambda: list((out / "results").glob("part-*")) or process.poll() is not None, 60)
     devices = [pid for pid, text in below(process.pid).items() if "spawn_main" in text]
     if devices:  # it may be done already
         os.kill(devices[0], signal.SIGKILL)
@@ -145,7 +137,7 @@ def kill_at(process: subprocess.Popen[str], out: Path, delay: float, begins: boo
         there = out.exists() if begins else len(list((out / "results").glob("part-*"))) > before
         return there or process.poll() is not None
 
-    wait_for(reached)
+    wait_for(reached, 60)
     time.sleep(delay)
     children = below(process.pid)
     process.kill()

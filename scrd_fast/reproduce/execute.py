@@ -21,7 +21,8 @@ import scrd_fast
 from scrd_fast.bench.processes import environment
 from scrd_fast.device import usable_cores
 from scrd_fast.errors import ScrdFastError
-from scrd_fast.reproduce.plan import Run, read_record, short_hash
+from scrd_fast.files import read_record
+from scrd_fast.reproduce.plan import Run, short_hash
 from scrd_fast.runs import begin, new_record, write_json
 
 __all__ = ["NEEDS_ANOMALIB", "execute", "locked", "time_methods"]

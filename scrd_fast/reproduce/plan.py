@@ -23,9 +23,10 @@ from scrd_fast.data.datasets import DataSet, Item, open_dataset
 from scrd_fast.data.images import content_hashes
 from scrd_fast.data.known import split_name
 from scrd_fast.errors import DataError, ScrdFastError
+from scrd_fast.files import read_record
 from scrd_fast.reproduce.config import Experiments, Method, data_folder
 
-__all__ = ["Data", "Run", "data_of", "read_record", "runs_of"]
+__all__ = ["Data", "Run", "data_of", "runs_of"]
 
 FORMAT_VERSION = 1  # of what a run leaves in its folder
 
@@ -135,12 +136,3 @@ def runs_of(experiments: Experiments, data: Sequence[Data], studies: Sequence[st
                 run = Run(one, method, seed, method.kind == "trained" and seed == experiments.seeds[0])
                 found.setdefault(run.id, run)
     return list(found.values())
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object. Nothing where there is no file, or where it holds something else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scrd_fast.evaluation import read_scores
+from scrd_fast.files import read_record
 from scrd_fast.reproduce.config import Method
 from scrd_fast.reproduce.execute import NEEDS_ANOMALIB
-from scrd_fast.reproduce.plan import Data, Run, read_record
+from scrd_fast.reproduce.plan import Data, Run
 from scrd_fast.reproduce.statistics import Estimate, Pair, over_seeds
 
 __all__ = ["Result", "Results"]

@@ -29,13 +29,12 @@ from scrd_fast.data.known import split_name
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ImageError, ScrdFastError
 from scrd_fast.evaluation import evaluate
-from scrd_fast.files import write_atomically
+from scrd_fast.files import read_record, write_atomically
 from scrd_fast.labelled import Seen, labelled, see
 from scrd_fast.loop import Interrupted
 from scrd_fast.memory import give_back_freed_memory, keep_freed_memory
 from scrd_fast.model.scrd import read_config
 from scrd_fast.reproduce.fitting import Fitted, fit_baseline, fit_trained
-from scrd_fast.reproduce.plan import read_record
 from scrd_fast.reproduce.rivals import run_rival
 from scrd_fast.runs import finish, write_json
 from scrd_fast.settings import TrainSettings

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from scrd_fast.errors import ScrdFastError, UnavailableError
+from scrd_fast.errors import ScrdFastError, UnavailableError, error_of
+from scrd_fast.screening.processes import cause_of_death
 from scrd_fast.screening.shards import Progress, Shards, Task
 
 __all__ = ["screen_on_devices"]
@@ -101,8 +102,7 @@ class _Member:
             self.costs.update(content)
             self._told = [0, 0, 0]
         else:
-            code, text = content
-            raise (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)
+            raise error_of(*content)
 
     def _give(self, waiting: deque[int]) -> None:
         """The next shard, or word that there are no more."""
@@ -120,10 +120,10 @@ class _Member:
         self._process.join()
         self.pipe.close()
         self.costs["replaced"] += bool(self.shards)
-        code, self._process, self.pipe = self._process.exitcode, None, None
+        cause, self._process, self.pipe = cause_of_death(self._process), None, None
         taken, self._told = self._told, [0, 0, 0]
         progress(*(-count for count in taken))
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return cause
 
 
 def _work(pipe: connection.Connection, task: Task, device: str, count: int) -> None:

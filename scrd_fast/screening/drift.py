@@ -27,7 +27,7 @@ from scrd_fast.data.facts import PIXELS, TAGS
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import write_atomically
 from scrd_fast.plots import draw_shifts
-from scrd_fast.screening.report import load_json, parts, tables
+from scrd_fast.screening.report import load_json, tables
 from scrd_fast.shifts import LEAST, Shift, adjusted, compare_counts, compare_numbers
 
 __all__ = ["SAMPLE", "Pictures", "Quantity", "compare", "drift"]
@@ -110,7 +110,6 @@ def drift(console: Console, out: Path, reference: Path | None, bound: float) -> 
 
 def _of_run(out: Path) -> Pictures:
     """The pictures of a run that were scored; of more than `SAMPLE` a sample, which no order of rows changes."""
-    parts(out)
     kept, total = None, 0
     for table in tables(out, _COLUMNS, newer=(*PIXELS, *TAGS)):
         scored = table.filter(pc.equal(table["status"], "ok"))

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from scrd_fast.calibration import Calibration, Decision
 from scrd_fast.console import Console
 from scrd_fast.errors import MissingExtraError, ScrdFastError
-from scrd_fast.files import write_atomically
+from scrd_fast.files import read_record, write_atomically
 from scrd_fast.screening.page_data import page_data, picture_data
 from scrd_fast.screening.page_labels import Labels
 from scrd_fast.screening.report import parts
@@ -32,7 +33,6 @@ __all__ = ["PAGE", "PICTURES", "write_page"]
 PAGE, PICTURES = "report.html", "page.parquet"  # in a run's folder
 _FOLDER = Path(__file__).parent
 _SCRIPTS = tuple(f"page_{name}.js" for name in ("data", "chart", "list", "detail", "tabs", "main"))
-_KNOWN = ("fpr", "expected_fpr", "fpr_low", "fpr_high", "threshold")  # of a decision
 
 
 def write_page(
@@ -66,14 +66,14 @@ def _page(
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise MissingExtraError("jinja2", "model") from error
-    record, drift = _json(out / "run.json"), _json(out / "drift.json")
+    record, drift = read_record(out / "run.json"), read_record(out / "drift.json")
     run_id = (pq.read_schema(parts(out)[0]).metadata or {}).get(b"scrd_fast.run_id", b"").decode()
     data = page_data(console, out, calibration, labels)
     columns = data["columns"]["sample_id"]
     samples = [columns["words"][code] for code in columns["codes"]]
     data |= {
         "run": _run(out, record, summary, run_id),
-        "decision": {name: getattr(decision, name) for name in _KNOWN} if decision else None,
+        "decision": asdict(decision) if decision else None,
         "calibration": _calibration(calibration),
         "drift": [str(reason) for reason in drift.get("reasons", [])] if drift.get("alarm") else None,
     }
@@ -112,15 +112,6 @@ def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
         return None
     known = {name: getattr(calibration, name) for name in ("id", "count", "site", "reachable", "fpr", "score")}
     return known | {"threshold": calibration.threshold}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Empty where there is none, or none that can be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _read(name: str) -> str:

@@ -68,8 +68,7 @@ class Pictures:
         dicom: DicomResults | None = None,
     ) -> None:
         self._out, self._maps, self._dicom = out, maps, dicom
-        low, high = (calibration.map_low, calibration.map_high) if calibration else (None, None)
-        self._scale = (low, high) if overlays and low is not None and high is not None else None
+        self._scale = calibration.map_scale if overlays and calibration else None
         self._pool = ThreadPoolExecutor(2, "pictures")
 
     @property

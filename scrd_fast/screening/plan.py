@@ -14,6 +14,7 @@ from scrd_fast.data.reading import count_frames
 from scrd_fast.errors import ImageError
 from scrd_fast.model.scrd import read_config
 from scrd_fast.screening.inputs import Input, list_inputs
+from scrd_fast.screening.report import load_json
 from scrd_fast.screening.screener import model_folder
 from scrd_fast.screening.settings import ScreenSettings
 
@@ -91,8 +92,5 @@ def _text(plan: dict[str, Any]) -> str:
 
 def _known_rate(folder: Path) -> float | None:
     """Images per second when the model was calibrated, where the training run tells."""
-    path = folder.parent / "run.json"
-    if not path.is_file():
-        return None
-    rate = json.loads(path.read_text()).get("calibration_images_per_second")
+    rate = load_json(folder.parent / "run.json").get("calibration_images_per_second")
     return float(rate) if rate else None

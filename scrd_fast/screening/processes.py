@@ -32,7 +32,7 @@ from scrd_fast.errors import ImageError, UnavailableError
 from scrd_fast.memory import free_memory
 from scrd_fast.screening.readers import NO_FRAMES, Found, Job, Read
 
-__all__ = ["Processes", "warm_up"]
+__all__ = ["Processes", "cause_of_death", "warm_up"]
 
 SLOTS = 6  # frames that a process may be ahead
 QUEUED = 2  # files that a process has been given
@@ -272,15 +272,15 @@ class _Lane:
         if not self._ready:
             self._unborn += 1
             if self._unborn >= ATTEMPTS:
-                raise UnavailableError(f"the process that reads files does not start ({_cause(self._process)})")
+                raise UnavailableError(f"the process that reads files does not start ({cause_of_death(self._process)})")
         elif self.jobs:
             self._deaths += 1
             if self._deaths >= ATTEMPTS:
-                self._end(("crashed", f"the process that read it died ({_cause(self._process)})", False))
+                self._end(("crashed", f"the process that read it died ({cause_of_death(self._process)})", False))
         self._start()
 
 
-def _cause(process: Any) -> str:
+def cause_of_death(process: Any) -> str:
     code = process.exitcode
     if code is None:
         return "it cannot be ended"

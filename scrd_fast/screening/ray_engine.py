@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError
+from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError, error_of
 from scrd_fast.screening.manifest import Manifest
 from scrd_fast.screening.shards import Progress, Task
 from scrd_fast.screening.writers import CHECKPOINT, part_path
@@ -119,8 +119,7 @@ def _watch(thread: threading.Thread, board: Any, progress: Progress) -> dict[str
             progress(*(now - before for now, before in zip(state.counts, told, strict=True)))
             told = state.counts
         if state.failure is not None:
-            code, text = state.failure
-            raise (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)
+            raise error_of(*state.failure)
     return state.costs
 
 

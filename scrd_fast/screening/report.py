@@ -20,7 +20,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -38,7 +38,7 @@ from scrd_fast.screening.studies import Row, Studies, reason
 __all__ = ["compact", "load_json", "parts", "report", "tables", "write_summary", "write_worklist"]
 
 _ROW_GROUP = 65_536  # rows
-_NO_DECISION = dict.fromkeys(("threshold", "fpr", "expected_fpr", "fpr_low", "fpr_high"))
+_NO_DECISION = dict.fromkeys(field.name for field in fields(Decision))
 _WEIGHTS = ("weight_1", "weight_2", "weight_3")
 _NEWER = ("series",)  # than the oldest schema that is read
 

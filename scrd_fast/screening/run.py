@@ -37,7 +37,7 @@ from scrd_fast.screening.manifest import MANIFEST, Manifest
 from scrd_fast.screening.page import PAGE, PICTURES, write_page
 from scrd_fast.screening.page_labels import Labels
 from scrd_fast.screening.processes import warm_up
-from scrd_fast.screening.report import write_summary, write_worklist
+from scrd_fast.screening.report import load_json, write_summary, write_worklist
 from scrd_fast.screening.screener import load, model_folder
 from scrd_fast.screening.settings import ScreenSettings
 from scrd_fast.screening.shards import Task
@@ -96,7 +96,7 @@ def screen(
         console.warn("the run began with other versions (run.json has them): scores may differ in their last bits")
     manifest = _manifest(record, inputs, out, settings.shard_size, key)
     run_id, marks = _run_id(identity, manifest, key), _marks(console, identity, calibration, settings)
-    task = Task(run, out, settings, run_id, marks, key, record["started"])
+    task = Task(run, out, settings, run_id, marks, key, record["started"], identity["model_sha256"])
     console.detail(f"{model.config.teacher.name}, {manifest.count} inputs in {manifest.shards} shards, {task.run_id}")
     work = Work(console, task, manifest, share, (model, calibration))
     with closing(work):
@@ -224,7 +224,7 @@ def remove_run(out: Path) -> bool:
     """
     if not (out / "run.json").is_file():
         return False
-    if json.loads((out / "run.json").read_text()).get("identity", {}).get("command") != "screen":
+    if load_json(out / "run.json").get("identity", {}).get("command") != "screen":
         raise ScrdFastError(f"{out} holds a run of another command; choose a new folder")
     for name in OWN:
         path = out / name

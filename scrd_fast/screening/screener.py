@@ -263,6 +263,8 @@ def _rows(prediction: Prediction, maps: bool) -> Iterator[_Row]:
 def _joined(pieces: list[Prediction], count: int) -> Prediction:
     """One prediction of the first `count` pictures."""
     first = pieces[0]
+    if len(pieces) == 1 and len(first.map) == count:
+        return first
     return Prediction(
         torch.cat([p.map for p in pieces])[:count],
         {name: torch.cat([p.scores[name] for p in pieces])[:count] for name in first.scores},

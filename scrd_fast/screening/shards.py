@@ -48,6 +48,7 @@ class Task:
     marks: tuple[str, ...]  # flags of every row
     key: bytes | None = field(repr=False)  # replaces paths by keyed hashes
     started: str  # the run, as in its record
+    model_sha256: str  # of the model that the run began with
 
 
 def part_facts(run_id: str, model: SCRD, calibration: Calibration | None) -> dict[str, str]:
@@ -130,8 +131,7 @@ class Shards:
                         yield Job(position, entry.source, group=number)
 
         def finish(shard: _Shard) -> None:
-            for position in shard.left_before(len(shard.entries)):
-                self._add(shard, position, _listed(shard.entries[position]), progress)
+            self._pass_over(shard, len(shard.entries), progress)
             self._pack(shard)
             give(shard.number, shard.tables)
             done(shard.number)
@@ -140,11 +140,15 @@ class Shards:
         for job, result in self._results:
             while begun[0].number != job.group:
                 finish(begun.popleft())
-            for position in begun[0].left_before(job.number):
-                self._add(begun[0], position, _listed(begun[0].entries[position]), progress)
+            self._pass_over(begun[0], job.number, progress)
             self._add(begun[0], job.number, result, progress)
         while begun:
             finish(begun.popleft())
+
+    def _pass_over(self, shard: _Shard, before: int, progress: Progress) -> None:
+        """Rows of the entries before this position that were not read, as they are only listed."""
+        for position in range(shard.reached, before):
+            self._add(shard, position, _listed(shard.entries[position]), progress)
 
     def _add(self, shard: _Shard, position: int, result: Screened, progress: Progress) -> None:
         row = self._rows.of(shard.entries[position], result)
@@ -185,7 +189,7 @@ def _dicom_results(task: Task, model: SCRD, calibration: Calibration | None) -> 
     config, foreign = model.config, "foreign-calibration" in task.marks
     maker = Maker(
         config.teacher.name,
-        model.fingerprint(),
+        task.model_sha256,
         task.settings.precision,
         config.preprocessing,
         calibration,
@@ -206,10 +210,6 @@ class _Shard:
     pending: deque[tuple[dict[str, Any], Future[tuple[str | None, list[str]]]]] = field(default_factory=deque)
     reached: int = 0  # entries that have a row
     failed: int = -1  # the last that has a failed one
-
-    def left_before(self, position: int) -> range:
-        """Positions of entries that were not read, as they are only listed, before this one."""
-        return range(self.reached, position)
 
 
 def _listed(entry: Entry) -> Screened:

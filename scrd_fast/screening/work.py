@@ -91,8 +91,8 @@ class Work:
         """Screen what is missing. Returns how long that took, and where the time went."""
         out, settings, share = self._task.out, self._task.settings, self._share
         own = range(share.number, self._manifest.shards, share.parts)
-        finished = [k for k in own if is_finished(part_path(out, k), self._task.run_id)]
-        numbers = [k for k in own if k not in set(finished)]
+        finished = dict.fromkeys(k for k in own if is_finished(part_path(out, k), self._task.run_id))
+        numbers = [k for k in own if k not in finished]
         most = settings.max_failures * sum(map(self._size, own))
         counted = settings.stop_on_failures or share.parts > 1  # else the summary tells
         failed = sum(len(_failed(part_path(out, k))) for k in finished) if counted else 0
@@ -171,8 +171,8 @@ class Work:
     def _draw(self, top: list[_Suspect], drawn: dict[str, PagePicture]) -> None:
         """Screen pictures once more, the most suspicious first, and draw them, into `drawn` too."""
         settings, out, calibration = self._task.settings, self._task.out, self._loaded[1]
-        if calibration and calibration.map_low is not None and calibration.map_high is not None:
-            self._scale = (calibration.map_low, calibration.map_high)
+        if calibration and calibration.map_scale:
+            self._scale = calibration.map_scale
             if settings.overlays == "above":
                 draw_colour_bar(out / LEGEND, *self._scale)
         if not top:

@@ -71,10 +71,8 @@ class Maker:
     @property
     def scale(self) -> tuple[float, float]:
         """Of the heat maps."""
-        low, high = self.calibration.map_low, self.calibration.map_high
-        assert low is not None  # for the type checker: without one there are no results
-        assert high is not None
-        return low, high
+        assert self.calibration.map_scale is not None  # for the type checker: without one there are no results
+        return self.calibration.map_scale
 
     def uid(self, *parts: object) -> str:
         """One of this model, calibration and version."""

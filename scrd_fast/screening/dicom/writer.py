@@ -50,7 +50,7 @@ def check_dicom(kinds: Sequence[str]) -> None:
 
 def check_calibration(run: Path, calibration: Calibration | None) -> None:
     """Raises `ScrdFastError` where there is none, or one without a scale of maps."""
-    if calibration is None or calibration.map_low is None:
+    if calibration is None or calibration.map_scale is None:
         raise ScrdFastError(
             f"--dicom: {run} has no calibration with a scale of maps, without which no result can be read; "
             "`scrd-fast calibrate` makes one"
