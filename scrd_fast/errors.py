@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "ImageError", "MissingExtraError", "ScrdFastError", "UnavailableError", "error_of"]
+__all__ = ["DataError", "ImageError", "MissingExtraError", "ScrdFastError", "UnavailableError", "error_of", "reason_of"]
 
 
 class ScrdFastError(Exception):
@@ -47,3 +47,8 @@ class MissingExtraError(UnavailableError):
 def error_of(code: int, text: str) -> ScrdFastError:
     """The error of another process, by its exit code and text."""
     return (UnavailableError if code == UnavailableError.exit_code else ScrdFastError)(text)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's text, of the system's without number and path."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from scrd_fast.data.frames import Source
+from scrd_fast.screening.inputs import list_inputs
+from scrd_fast.screening.screener import Screened, Screener
 from scrd_fast.screening.writers import read_part
 
 
@@ -66,3 +69,9 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found
+
+
+def screened(run: Path, inputs: list[Path]) -> dict[tuple[str, int | None], Screened]:
+    with_maps = Screener.from_pretrained(run, device="cpu")
+    sources: list[Source] = [entry.source for entry in list_inputs(inputs) if entry.error is None]
+    return {(str(result.source), result.frame): result for result in with_maps.screen(sources)}

@@ -20,13 +20,11 @@ import pytest
 import torch
 from conftest import texture
 from PIL import Image
-from run_folders import loaded, png, rows, worklist
+from run_folders import loaded, png, rows, screened, worklist
 
 from scrd_fast.calibration import Calibration
 from scrd_fast.cli import main
-from scrd_fast.data.frames import Source
 from scrd_fast.screening.inputs import list_inputs
-from scrd_fast.screening.screener import Screened, Screener
 from scrd_fast.screening.writers import SCHEMA, read_part
 
 pydicom = pytest.importorskip("pydicom")
@@ -204,12 +202,6 @@ def test_the_plan_says_of_inputs_of_every_kind_what_the_run_then_finds(
     found = {row["path"]: row["error"] for row in rows(run.out) if row["error"]}
     told = {problem["path"]: problem["error"] for problem in plan["problems"]}
     assert told == {path: error for path, error in found.items() if not path.endswith("/cut.png")}
-
-
-def screened(run: Path, inputs: list[Path]) -> dict[tuple[str, int | None], Screened]:
-    with_maps = Screener.from_pretrained(run, device="cpu")
-    sources: list[Source] = [entry.source for entry in list_inputs(inputs) if entry.error is None]
-    return {(str(result.source), result.frame): result for result in with_maps.screen(sources)}
 
 
 def test_an_exact_map_is_the_screeners(trained: Path, run: Run) -> None:

@@ -12,15 +12,12 @@ import pytest
 import torch
 from conftest import texture
 from PIL import Image
-from run_folders import loaded, png, rows
+from run_folders import loaded, png, rows, screened
 
 import scrd_fast
 from scrd_fast.calibration import Calibration
 from scrd_fast.cli import main
-from scrd_fast.data.frames import Source
-from scrd_fast.screening.inputs import list_inputs
 from scrd_fast.screening.pictures import MAP_STEP
-from scrd_fast.screening.screener import Screened, Screener
 from scrd_fast.screening.writers import read_part
 
 pydicom = pytest.importorskip("pydicom")
@@ -32,12 +29,6 @@ FLAGS = ["-q", "--device", "cpu", "--workers", "2"]
 
 def screen(run: Path, inputs: list[Path], out: Path, *flags: str) -> int:
     return main(["screen", str(run), *map(str, inputs), "--out", str(out), *FLAGS, *flags])
-
-
-def screened(run: Path, inputs: list[Path]) -> dict[tuple[str, int | None], Screened]:
-    with_maps = Screener.from_pretrained(run, device="cpu")
-    sources: list[Source] = [entry.source for entry in list_inputs(inputs) if entry.error is None]
-    return {(str(result.source), result.frame): result for result in with_maps.screen(sources)}
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scrd_fast.errors import ScrdFastError
+from scrd_fast.files import read_record
 
 __all__ = ["KNOWN", "RECORD", "Counts", "Known", "known", "render", "split_name"]
 
@@ -141,8 +141,5 @@ def split_name(root: str | Path) -> str | None:
     >>> split_name("/no/such/folder") is None
     True
     """
-    try:
-        record = json.loads((Path(root) / RECORD).read_text(encoding="utf-8"))
-        return f"{record['name']} ({record['split']})"
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+    record = read_record(Path(root) / RECORD)
+    return f"{record['name']} ({record['split']})" if {"name", "split"} <= record.keys() else None

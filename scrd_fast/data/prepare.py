@@ -167,7 +167,7 @@ def _duplicates(
 
 def _drop(folder: Path, placed: dict[Bucket, list[_Placed]], duplicates: Duplicates) -> list[str]:
     train = placed["train", "0"]
-    copied = set(duplicates.trained)
+    copied = duplicates.trained
     placed["train", "0"] = [one for j, one in enumerate(train) if j not in copied]
     dropped = [train[j].target for j in sorted(copied)]
     for target in dropped:

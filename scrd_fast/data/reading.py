@@ -21,13 +21,13 @@ from scrd_fast.data.facts import pixel_statistics
 from scrd_fast.data.frames import About, Frame, Original, Picture, Source
 from scrd_fast.data.limits import check_size
 from scrd_fast.data.pictures import count_pages, read_pages
-from scrd_fast.errors import ImageError
+from scrd_fast.errors import ImageError, reason_of
 
 __all__ = [
     "EXTENSIONS",
     "count_frames",
     "frame_of",
-    "inner_size",
+    "inner_box",
     "is_image_name",
     "normalise",
     "read_frame",
@@ -129,8 +129,8 @@ class _Failures:
         if isinstance(error, PermissionError):
             raise ImageError("unreadable", "permission denied") from None
         # Decoders raise anything on hostile bytes: one bad file must not stop a batch.
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError("unreadable", f"{type(error).__name__}: {' '.join(text.split())[:200]}") from None
+        text = " ".join(reason_of(error).split())
+        raise ImageError("unreadable", f"{type(error).__name__}: {text[:200]}") from None
 
 
 def _content(source: Source | str | Path | bytes) -> Path | bytes:
@@ -192,18 +192,17 @@ def resize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """[3, H, W] to [3, P, P]: bilinear with antialias; "pad" keeps the aspect and pads with black, centred."""
     size = preprocessing.canvas
     _, height, width = pixels.shape
-    h, w = inner_size(height, width, preprocessing)
-    top, left = (size - h) // 2, (size - w) // 2
+    top, left, h, w = inner_box(height, width, preprocessing)
     return F.pad(_interpolate(pixels, h, w), (left, size - w - left, top, size - h - top))
 
 
-def inner_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-    """Height and width that a picture of this size has in the model's input, in the middle of it."""
-    size = preprocessing.canvas
-    if preprocessing.fit == "stretch":
-        return size, size
-    longest = max(height, width)
-    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+def inner_box(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Where a picture of this size lies in the model's input, in the middle of it: top, left, height and width."""
+    size, longest = preprocessing.canvas, max(height, width)
+    h = w = size
+    if preprocessing.fit != "stretch":
+        h, w = max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    return (size - h) // 2, (size - w) // 2, h, w
 
 
 def _interpolate(pixels: Tensor, height: int, width: int) -> Tensor:

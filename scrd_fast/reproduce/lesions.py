@@ -26,13 +26,12 @@ def weights_by_diameter(result: Result, *, seed: int = 0) -> dict[float, list[fl
     model = SCRD.from_pretrained(result.folder / "train" / "model")
     _, items = parts_of(open_dataset(result.run.data.root, settings.slice_axis), settings)
     store = ImageStore(items, settings.preprocessing(), cache="off")
-    found: dict[float, list[float]] = {}
-    for diameter in DIAMETERS:
-        generator = torch.Generator().manual_seed(seed)  # the same places and signs for all
-        batches = store.batches(settings.batch_size)
-        weights = [model.predict(add_discs(images, diameter, generator)).weights for images in batches]
-        found[diameter] = torch.cat(weights).mean(0).tolist()
-    return found
+    generators = {d: torch.Generator().manual_seed(seed) for d in DIAMETERS}  # the same places and signs for all
+    found: dict[float, list[Tensor]] = {d: [] for d in DIAMETERS}
+    for images in store.batches(settings.batch_size):
+        for diameter, generator in generators.items():
+            found[diameter].append(model.predict(add_discs(images, diameter, generator)).weights)
+    return {diameter: torch.cat(weights).mean(0).tolist() for diameter, weights in found.items()}
 
 
 def add_discs(images: Tensor, diameter: float, generator: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from scrd_fast.budget import peak_bytes
-from scrd_fast.data.datasets import open_dataset
+from scrd_fast.data.datasets import DataSet, open_dataset
 from scrd_fast.data.images import ImageStore
 from scrd_fast.data.known import split_name
 from scrd_fast.device import pick_device
@@ -107,7 +107,7 @@ def _measure(record: Record, folder: Path, anomalib: str | None) -> Record:
         )
         facts = scored.facts
     else:
-        fitted = _fit(record, folder, settings)
+        fitted = _fit(record, folder, settings, data)
         facts = {"peak_memory_bytes": _peak_bytes(device)}
         if record["kind"] == "trained":
             facts["map_weights"] = read_config(folder / "train" / "model").map_weights
@@ -139,8 +139,7 @@ def _tidy(folder: Path, keeps_model: bool) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _fit(record: Record, folder: Path, settings: TrainSettings, *, calibrated: bool = True) -> Fitted:
-    data = open_dataset(record["root"], settings.slice_axis)
+def _fit(record: Record, folder: Path, settings: TrainSettings, data: DataSet, *, calibrated: bool = True) -> Fitted:
     if record["kind"] == "baseline":
         return fit_baseline(record["model"], data, settings, calibrated=calibrated)
     return fit_trained(data, folder / "train", settings, lambda text: print(text, flush=True))
@@ -151,9 +150,10 @@ def _time_methods(record: Record) -> Record:
     methods: dict[str, tuple[Fitted, torch.Tensor]] = {}
     for name, timed in record["timed"].items():
         settings = TrainSettings(**timed["settings"])
-        items = open_dataset(timed["root"], settings.slice_axis).test[: settings.batch_size]
+        data = open_dataset(timed["root"], settings.slice_axis)
+        items = data.test[: settings.batch_size]
         images = ImageStore(items, settings.preprocessing(), cache="off").batch(range(len(items)))
-        methods[name] = _fit(timed, Path(timed["folder"]), settings, calibrated=False), images
+        methods[name] = _fit(timed, Path(timed["folder"]), settings, data, calibrated=False), images
         print(f"{name} is ready", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(record["rounds"] + 1):

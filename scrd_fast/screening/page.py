@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from scrd_fast.calibration import Calibration, Decision
 from scrd_fast.console import Console
-from scrd_fast.errors import MissingExtraError, ScrdFastError
+from scrd_fast.errors import MissingExtraError, ScrdFastError, reason_of
 from scrd_fast.files import read_record, write_atomically
 from scrd_fast.screening.page_data import page_data, picture_data
 from scrd_fast.screening.page_labels import Labels
@@ -48,8 +48,7 @@ def write_page(
         html = _page(console, out, summary, decision, calibration, labels)
         write_atomically(out / PAGE, html.encode())
     except (ScrdFastError, OSError, pa.ArrowException, sqlite3.Error, csv.Error, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        console.warn(f"{PAGE} cannot be written: {' '.join(reason.split())}")
+        console.warn(f"{PAGE} cannot be written: {' '.join(reason_of(error).split())}")
     else:
         console.log(f"page: {out / PAGE}")
 
@@ -110,8 +109,8 @@ def _run(out: Path, record: dict[str, Any], summary: dict[str, Any], run_id: str
 def _calibration(calibration: Calibration | None) -> dict[str, Any] | None:
     if calibration is None:
         return None
-    known = {name: getattr(calibration, name) for name in ("id", "count", "site", "reachable", "fpr", "score")}
-    return known | {"threshold": calibration.threshold}
+    names = ("id", "count", "site", "reachable", "fpr", "score", "threshold")
+    return {name: getattr(calibration, name) for name in names}
 
 
 def _read(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scrd_fast.console import Console
-from scrd_fast.errors import DataError, ScrdFastError
+from scrd_fast.errors import DataError, ScrdFastError, reason_of
 from scrd_fast.screening.page_scores import EXACT, Grid, distribution, rounded
 
 __all__ = ["Labels"]
@@ -46,8 +46,7 @@ class Labels:
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self._fill(path, _lines(path, csv.reader(file)), shown)
         except (OSError, csv.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise DataError(path, [f"cannot be read as labels: {reason}"]) from None
+            raise DataError(path, [f"cannot be read as labels: {reason_of(error)}"]) from None
 
     def _fill(self, source: Path, lines: Iterator[tuple[int, str, str]], shown: Callable[[str], str]) -> None:
         self.count = 0

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scrd_fast.config import Preprocessing
 from scrd_fast.data.frames import About
-from scrd_fast.data.reading import inner_size
+from scrd_fast.data.reading import inner_box
 from scrd_fast.files import write_atomically
 from scrd_fast.plots import heat_levels
 
@@ -71,9 +71,7 @@ def write_pictures(path: Path, pictures: Iterable[PagePicture], run_id: str, sca
 
 def _inner(pixels: npt.NDArray[np.generic], about: About, preprocessing: Preprocessing) -> npt.NDArray[np.generic]:
     """Without the padding of the last two axes."""
-    size = preprocessing.canvas
-    height, width = inner_size(about.height, about.width, preprocessing)
-    top, left = (size - height) // 2, (size - width) // 2
+    top, left, height, width = inner_box(about.height, about.width, preprocessing)
     return pixels[..., top : top + height, left : left + width]
 
 

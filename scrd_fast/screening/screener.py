@@ -24,7 +24,7 @@ from scrd_fast.config import Precision, Preprocessing
 from scrd_fast.data.arrays import read_array
 from scrd_fast.data.frames import About, Original, Source
 from scrd_fast.data.loading import Prefetcher
-from scrd_fast.data.reading import inner_size, read_frames
+from scrd_fast.data.reading import inner_box, read_frames
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ImageError, ScrdFastError, UnavailableError
 from scrd_fast.files import nearest
@@ -288,11 +288,10 @@ def stored_pixel(peak: tuple[int, int], about: About, preprocessing: Preprocessi
     (99, 7)
     """
     sides = (about.height, about.width)
-    inner = inner_size(about.height, about.width, preprocessing)
-    margins = [(preprocessing.canvas - length) // 2 for length in inner]
+    top, left, *inner = inner_box(about.height, about.width, preprocessing)
     row, column = (
         min(max(int((p - margin + 0.5) * stored / length), 0), stored - 1)
-        for p, margin, stored, length in zip(peak, margins, sides, inner, strict=True)
+        for p, margin, stored, length in zip(peak, (top, left), sides, inner, strict=True)
     )
     return row, column
 

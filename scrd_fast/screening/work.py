@@ -21,7 +21,7 @@ from scrd_fast.config import Preprocessing
 from scrd_fast.console import Advance, Console
 from scrd_fast.data.frames import Frame, Source
 from scrd_fast.device import device_name, pick_device
-from scrd_fast.errors import ScrdFastError
+from scrd_fast.errors import ScrdFastError, reason_of
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.plots import draw_colour_bar
 from scrd_fast.screening.devices import screen_on_devices
@@ -160,13 +160,13 @@ class Work:
             count = LAYERS if wanted == "above" else wanted
             self._draw([suspect for suspect in top[:count] if wanted != "above" or suspect.above], drawn)
         except (OSError, ScrdFastError) as error:
-            self._console.warn(f"overlays cannot be written: {_reason(error)}")
+            self._console.warn(f"overlays cannot be written: {reason_of(error)}")
         try:
             for picture in self._small([suspect for suspect in top[:THUMBNAILS] if suspect.sample_id not in drawn]):
                 drawn[picture.sample_id] = picture
             write_pictures(self._task.out / PICTURES, drawn.values(), self._task.run_id, self._scale)
         except (OSError, ScrdFastError) as error:
-            self._console.warn(f"pictures of the page cannot be written: {_reason(error)}")
+            self._console.warn(f"pictures of the page cannot be written: {reason_of(error)}")
 
     def _draw(self, top: list[_Suspect], drawn: dict[str, PagePicture]) -> None:
         """Screen pictures once more, the most suspicious first, and draw them, into `drawn` too."""
@@ -251,10 +251,6 @@ def _layered(name: str, result: Screened, preprocessing: Preprocessing, scale: t
     assert result.about is not None
     small = thumbnail(result.image, result.about, preprocessing)
     return PagePicture(name, small, *layers(result.image, result.map, result.about, preprocessing, scale))
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _failed(part: Path) -> set[str]:

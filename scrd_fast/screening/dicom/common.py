@@ -21,7 +21,7 @@ import scrd_fast
 from scrd_fast.calibration import Calibration
 from scrd_fast.config import Preprocessing
 from scrd_fast.data.frames import Header
-from scrd_fast.data.reading import inner_size
+from scrd_fast.data.reading import inner_box
 from scrd_fast.screening.screener import Screened
 
 __all__ = ["RESEARCH", "SCHEME", "Made", "Maker", "file_of", "stored_map", "uid_of"]
@@ -224,9 +224,7 @@ def stored_map(made: Made, height: int, width: int) -> npt.NDArray[np.float32]:
     """
     values = made.result.map
     assert values is not None  # for the type checker: the screener keeps maps
-    pre = made.maker.preprocessing
-    h, w = inner_size(made.about.height, made.about.width, pre)
-    top, left = (pre.canvas - h) // 2, (pre.canvas - w) // 2
+    top, left, h, w = inner_box(made.about.height, made.about.width, made.maker.preprocessing)
     inner = values[None, None, top : top + h, left : left + w]
     pooled = F.adaptive_max_pool2d(inner, (min(h, height), min(w, width)))
     with torch.inference_mode():
