@@ -13,23 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from scrd_fast.choices import (
-    Backend,
-    Cache,
-    Device,
-    Engine,
-    FeatureCache,
-    Fit,
-    Intensity,
-    MapFormat,
-    Noise,
-    Objective,
-    Precision,
-    Score,
-    Switch,
-)
+from scrd_fast import cli_measuring, cli_screening
+from scrd_fast.choices import Backend, Cache, FeatureCache, Fit, Intensity, Noise, Objective, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.memory import keep_freed_memory
+from scrd_fast.options import BatchSize, Data, DeviceOption, Out, PrecisionOption, Run
 from scrd_fast.verbs import run, verb
 
 __all__ = ["main"]
@@ -43,18 +31,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results: new, empty, or of the same run.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `train` wrote.")]
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data set: data.json, folder tree, or ISIC table.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images computed at once.")]
-LabelsOption = Annotated[
-    Path | None,
-    typer.Option("--labels", metavar="CSV", help="Columns path and label (0 or 1): an ROC curve on the page."),
-]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="What the network computes in: 32 or bf16.")]
 
 
 @app.command()
@@ -217,155 +193,14 @@ def calibrate(
     command(console, run, normals, unlabelled or [], fpr, site, batch_size, precision, device)
 
 
-@app.command()
-@verb
-def screen(
-    console: Console,
-    run: Run,
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT...", help="Files, folders, patterns, lists (.txt .csv .parquet), archives."),
-    ],
-    out: Out,
-    batch_size: BatchSize = 16,
-    precision: PrecisionOption = "32",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile it; CUDA graphs on a GPU.")] = False,  # noqa: A002
-    device: DeviceOption = "auto",
-    devices: Annotated[str, typer.Option(metavar="N", help="Processes with a GPU each; auto: all GPUs.")] = "1",
-    engine: Annotated[Engine, typer.Option("--engine", help="ray: on the cluster of RAY_ADDRESS, or here.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that read; default: one a core.")] = None,
-    file_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without news after which a file fails.")] = 60,
-    shard_size: Annotated[int, typer.Option(min=1, help="Inputs that are committed together.")] = 1000,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Only part I, from 0, of N: for schedulers.")] = "0/1",
-    maps: Annotated[MapFormat | None, typer.Option(help="Write every anomaly map: 16-bit PNG, or exact.")] = None,
-    overlays: Annotated[
-        str,
-        typer.Option(metavar="N", help="Overlays of the N most suspicious; above: of all above the threshold."),
-    ] = "20",
-    max_failures: Annotated[float, typer.Option(min=0, max=1, help="Share of failed files that is too much.")] = 0.05,
-    stop_on_failures: Annotated[bool, typer.Option("--stop-on-failures", help="Stop when it is too much.")] = False,
-    modality: Annotated[str, typer.Option(metavar="A,B", help="DICOM of other modalities is refused.")] = "",
-    body_part: Annotated[str, typer.Option(metavar="A,B", help="The same for the body part.")] = "",
-    view: Annotated[str, typer.Option(metavar="A,B", help="The same for the view position.")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse pictures unlike those of the calibration.")] = False,
-    site: Annotated[str | None, typer.Option(help="Name of this site, as given to `calibrate`.")] = None,
-    dicom: Annotated[
-        str, typer.Option(metavar="sc,sr,seg", help="Results of DICOM in DICOM: picture, report, segmentation.")
-    ] = "",
-    hash_paths: Annotated[
-        Path | None, typer.Option(metavar="KEY", help="Keyed hashes for paths in the results; KEY is made if absent.")
-    ] = None,
-    labels: LabelsOption = None,
-    new_run: Annotated[bool, typer.Option("--new-run", help="Remove the run that OUT holds, and begin anew.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
-) -> None:
-    """Score every image; a bad file becomes a row with its error. The same command goes on where it was stopped."""
-    if precision == "bf16":
-        keep_freed_memory()
-    from scrd_fast.screening.command import screen as command
-
-    options = {name: value for name, value in locals().items() if name not in ("console", "command")}
-    raise typer.Exit(command(console, **options))
-
-
-@app.command()
-@verb
-def report(
-    console: Console,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `screen` wrote, finished or not.")],
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Call abnormal what scores above it.")] = None,
-    fpr: Annotated[
-        float | None, typer.Option("--fpr", min=1e-6, max=0.5, help="Take the threshold for this rate of false alarms.")
-    ] = None,
-    compact: Annotated[
-        bool, typer.Option("--compact", help="Also write results.parquet, all rows in one file.")
-    ] = False,
-    labels: LabelsOption = None,
-) -> None:
-    """Sum a screening run up, with another threshold if one is given: worklist, summary and page. Loads no model."""
-    from scrd_fast.screening.report import report as command
-
-    command(console, folder, threshold, fpr, compact, labels)
-
-
-@app.command()
-@verb
-def drift(
-    console: Console,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `screen` wrote, finished or not.")],
-    reference: Annotated[
-        Path | None, typer.Option("--reference", metavar="DIR", help="Another run, instead of the calibration.")
-    ] = None,
-    bound: Annotated[
-        float, typer.Option("--bound", min=0, max=1, help="Distance of distributions, 0 to 1, that is let pass.")
-    ] = 0.1,
-) -> None:
-    """Say whether a run's pictures are like those of its calibration: drift.json and drift.png. Exit code 1: no."""
-    from scrd_fast.screening.drift import drift as command
-
-    raise typer.Exit(command(console, folder, reference, bound))
-
-
-@app.command()
-@verb
-def bench(
-    console: Console,
-    op: Annotated[list[str] | None, typer.Option("--op", help="Operator, repeatable; default: all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few cases, short turns, no compilations.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the result.")] = None,
-    device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which no further case begins.")] = None,
-    anomalib: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="Of an environment with anomalib, to measure that too.")
-    ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="CSV file, made from the result.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Picture, made from the result.")] = None,
-    results: Annotated[
-        Path | None, typer.Option("--results", help="Show this earlier result instead of measuring.")
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", help="Two results; exit 1 if the second is slower.")
-    ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Share of a median that --compare lets pass.")] = 0.1,
-) -> None:
-    """Measure the operators against the ways there were before. Exit code 1: a row failed, or --compare found one."""
-    from scrd_fast.bench import results as files
-    from scrd_fast.bench import run as module
-
-    if compare is not None:
-        raise typer.Exit(int(module.show_comparison(console, *compare, tolerance)))
-    if results is not None:
-        module.show(console, files.load(results), None, csv, plot)
-        return
-    pythons = {"anomalib": anomalib} if anomalib else {}
-    failed = module.bench(console, op or [], quick, out, device, seed, threads, csv, plot, time_limit, pythons)
-    raise typer.Exit(int(failed))
-
-
-@app.command()
-@verb
-def reproduce(
-    console: Console,
-    experiments: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of data sets, methods and studies.")],
-    out: Out,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Study to run, repeatable; default: all.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
-    anomalib: Annotated[
-        str | None, typer.Option(metavar="PYTHON", help="Of an environment with anomalib, for its methods.")
-    ] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out data sets that are not there.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; do none, write nothing.")] = False,
-) -> None:
-    """Do all runs of CONFIG, and report them in tables and figures. The same command goes on where it was stopped."""
-    from scrd_fast.reproduce.command import reproduce as command
-
-    raise typer.Exit(command(console, experiments, out, only or [], jobs, anomalib, skip_missing, dry_run))
+for function in (
+    cli_screening.screen,
+    cli_screening.report,
+    cli_screening.drift,
+    cli_measuring.bench,
+    cli_measuring.reproduce,
+):
+    app.command()(function)
 
 
 def main(arguments: list[str] | None = None) -> int:
