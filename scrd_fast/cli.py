@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from scrd_fast import cli_measuring, cli_screening
+from scrd_fast import cli_measuring, cli_screening, cli_sharing
 from scrd_fast.choices import Backend, Cache, FeatureCache, Fit, Intensity, Noise, Objective, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.memory import keep_freed_memory
-from scrd_fast.options import BatchSize, Data, DeviceOption, Out, PrecisionOption, Run
+from scrd_fast.options import BatchSize, Data, DeviceOption, Out, OwnRun, PrecisionOption, Run
 from scrd_fast.verbs import run, verb
 
 __all__ = ["main"]
@@ -175,7 +175,7 @@ def evaluate(
 @verb
 def calibrate(
     console: Console,
-    run: Run,
+    run: OwnRun,
     normals: Annotated[list[Path], typer.Argument(metavar="NORMALS...", help="Normal images, files or folders.")],
     unlabelled: Annotated[
         list[Path] | None,
@@ -199,6 +199,8 @@ for function in (
     cli_screening.drift,
     cli_measuring.bench,
     cli_measuring.reproduce,
+    cli_sharing.card,
+    cli_sharing.push,
 ):
     app.command()(function)
 

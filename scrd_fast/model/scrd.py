@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -17,12 +18,16 @@ from scrd_fast.config import ModelConfig, Objective, Precision, Preprocessing, S
 from scrd_fast.data.reading import normalise
 from scrd_fast.errors import ScrdFastError, UnavailableError
 from scrd_fast.files import write_atomically
+from scrd_fast.hub import located, upload
 from scrd_fast.model.blocks import Architecture, Bottleneck, ScaleAdaptation, Student
 from scrd_fast.model.objectives import objective_loss
 from scrd_fast.model.prediction import Prediction, prediction_of
 from scrd_fast.model.teacher import Teacher, load_safetensors
 from scrd_fast.model.tiling import predict_tiles
 from scrd_fast.ops import contrastive_distance
+
+if TYPE_CHECKING:
+    from scrd_fast.calibration import Calibration
 
 __all__ = ["SCRD", "LossParts", "read_config"]
 
@@ -152,10 +157,57 @@ class SCRD(nn.Module):
         """Write `config.json` alone."""
         write_atomically(folder / "config.json", (self.config.model_dump_json(indent=2) + "\n").encode())
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        calibration: Calibration | None = None,
+        card: str | None = None,
+        private: bool = True,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        commit_message: str = "Model of scrd_fast",
+    ) -> str:
+        """Publish the model as "user/model" on the hub, in one commit whose URL is returned.
+
+        With it go its `calibration`, without the names of devices, and its `card`, the text of `scrd-fast card`, as
+        README.md; what the hub has of another calibration or card goes. A new repository is private unless `private`
+        is False, an old one stays as it is. `token` and `branch` as in `from_pretrained`; a new branch is made.
+        Raises `ScrdFastError` for a card or a calibration of another model, and what `scrd_fast.hub.fetch` raises.
+        """
+        sha256 = self.fingerprint()
+        if calibration is not None and (problems := calibration.mismatch(sha256)):
+            raise ScrdFastError(f"calibration: {', '.join(problems)}; `scrd-fast calibrate` makes one that fits")
+        if card is not None and sha256 not in card:
+            raise ScrdFastError(f"card: does not name this model, SHA-256 {sha256}; `scrd-fast card` makes one")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            self.save_pretrained(folder)
+            if calibration is not None:
+                calibration.without_devices().save(folder / "calibration.json")
+            if card is not None:
+                (folder / "README.md").write_text(card, encoding="utf-8")
+            return upload(folder, repo_id, private=private, token=token, branch=branch, commit_message=commit_message)
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> SCRD:
-        """Load a saved model in eval mode. Stops where the teacher's weights are not those it was trained with."""
-        folder = Path(folder)
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> SCRD:
+        """Load a saved model in eval mode. Stops where the teacher's weights are not those it was trained with.
+
+        A text "user/model" that is no folder here is a model of the hub; for these alone are `revision` (branch, tag or
+        commit), `token`, `cache_dir` (of huggingface_hub) and `local_files_only`: see `scrd_fast.hub.fetch`.
+        """
+        folder = located(
+            name_or_folder, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
         config = read_config(folder)
         weights = folder / "model.safetensors"
         if not weights.is_file():

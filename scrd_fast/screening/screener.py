@@ -28,6 +28,7 @@ from scrd_fast.data.reading import inner_box, read_frames
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ImageError, ScrdFastError, UnavailableError
 from scrd_fast.files import nearest
+from scrd_fast.hub import located
 from scrd_fast.model.inference import Predictor
 from scrd_fast.model.prediction import Prediction
 from scrd_fast.model.scrd import SCRD
@@ -118,10 +119,24 @@ class Screener:
         self.reader: Reader = Processes(pre, workers, file_timeout, read) if workers else Threads(pre, read)
 
     @classmethod
-    def from_pretrained(cls, run: str | Path, **options: Any) -> Screener:
-        """From a run's folder, or from its `model/`; options as above. Raises `ScrdFastError` where there is no
-        finished model."""
-        return cls(*load(Path(run)), **options)
+    def from_pretrained(
+        cls,
+        name_or_run: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Screener:
+        """From a run's folder, from its `model/`, or from the hub, as `SCRD.from_pretrained`; options as above.
+
+        Raises `ScrdFastError` where there is no finished model.
+        """
+        run = located(
+            name_or_run, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return cls(*load(run), **options)
 
     def __enter__(self) -> Screener:
         return self
