@@ -87,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _send_json(self, content: Any) -> None:
-        self._send(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
+    def _send_json(self, content: Any, status: int = 200) -> None:
+        self._send(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
 
     @property
     def _known(self) -> bool:
@@ -131,10 +131,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._require_token()
         asked = json.loads(self.body)
         repo = f"{asked['organization']}/{asked['name']}"
-        if repo in self.hub.branches:
-            raise _RefusedError(409, "Conflict")
-        self.hub.put(repo, {".gitattributes": b""}, private=asked.get("visibility") == "private")
-        self._send_json({"url": f"{self.hub.address}/{repo}"})
+        there = repo in self.hub.branches
+        if not there:
+            self.hub.put(repo, {".gitattributes": b""}, private=asked.get("visibility") == "private")
+        self._send_json({"url": f"{self.hub.address}/{repo}"}, 409 if there else 200)
 
     def validate_yaml(self) -> None:
         self._send_json({"warnings": [], "errors": []})

@@ -63,8 +63,8 @@ def fetch(
 
     `revision` is a branch, tag or commit, `token` the hub's (None: that of `hf auth login` or HF_TOKEN).
     With `local_files_only`, or where the hub cannot be reached, the cache alone serves. Raises `ScrdFastError` for a
-    repository, revision or weights that are not there, `UnavailableError` where the hub cannot be reached,
-    `MissingExtraError` without huggingface_hub.
+    repository, revision or weights that are not there or are damaged, `UnavailableError` where the hub cannot be
+    reached, `MissingExtraError` without huggingface_hub.
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise ScrdFastError(f"{repo_id}: no model of a hub; expected user/model")
@@ -87,7 +87,20 @@ def fetch(
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise ScrdFastError(f"{repo_id}: no {file} at {_endpoint()}; other formats are not read")
+    _require_whole(folder / "model.safetensors", repo_id)
     return folder
+
+
+def _require_whole(weights: Path, repo_id: str) -> None:
+    """The cache names a large file by its SHA-256 at the hub, where links to files work; the library checks sizes."""
+    from huggingface_hub.utils.sha import sha_fileobj
+
+    file = weights.resolve()
+    if re.fullmatch("[0-9a-f]{64}", file.name):
+        with file.open("rb") as content:
+            digest = sha_fileobj(content).hex()
+        if digest != file.name:
+            raise ScrdFastError(f"{repo_id}: {weights.name} is damaged, it is not what the hub has; remove {file}")
 
 
 def upload(
