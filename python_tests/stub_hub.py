@@ -133,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{asked['organization']}/{asked['name']}"
         there = repo in self.hub.branches
         if not there:
-            self.hub.put(repo, {".gitattributes": b""}, private=asked.get("visibility") == "private")
+            self.hub.put(
+                repo, {".gitattributes": b""}, private=asked.get("visibility") == "private" or asked.get("private")
+            )
         self._send_json({"url": f"{self.hub.address}/{repo}"}, 409 if there else 200)
 
     def validate_yaml(self) -> None:
