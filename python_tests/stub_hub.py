@@ -29,6 +29,7 @@ class Hub:
         self.commits: dict[str, Files] = {}
         self.branches: dict[str, dict[str, str]] = {}  # of each repository, to commits
         self.private: set[str] = set()
+        self.gated: set[str] = set()  # shown to all, given to nobody
         self.lfs: Files = {}  # by SHA-256
         self.requests: list[str] = []
         self.down = False
@@ -122,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: str, revision: str, name: str) -> None:
         sha, files = self._files(repo, revision)
+        if repo in self.hub.gated:
+            raise _RefusedError(403, "GatedRepo")
         if name not in files:
             raise _RefusedError(404, "EntryNotFound")
         tag = _oid(files[name], large=name.endswith(".safetensors"))

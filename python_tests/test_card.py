@@ -179,7 +179,7 @@ def test_data_with_a_published_split_has_its_licence(trained: Path, evaluation: 
     change(evaluation / "metrics.json", split="brain_tumor (MedIAnomaly)")
     card = make_card(run, [evaluation])
     isic, brain = KNOWN["isic2018"], KNOWN["brain_tumor"]
-    assert f"{isic.title}; name and split: isic2018 (by hash; not MedIAnomaly's). Source: {isic.source}." in card
+    assert f"{isic.title}; name and split: `isic2018 (by hash; not MedIAnomaly's)`. Source: {isic.source}." in card
     assert f"| training data | {isic.licence} |" in card
     assert isic.split not in card
     assert "### `brain_tumor (MedIAnomaly)`" in card

@@ -167,6 +167,10 @@ def test_a_private_model_wants_the_token(hub: Hub, files: dict[str, bytes], monk
     text = fails(lambda: load_model_and_push("wrong"))
     assert "refuses the token" in text
     assert "wrong" not in text
+    hub.put("me/gated", files)
+    hub.gated.add("me/gated")
+    text = fails(lambda: SCRD.from_pretrained("me/gated"))
+    assert text == f"me/gated: access is restricted; ask for it at {hub.address}/me/gated"
 
 
 def load_model_and_push(token: str) -> str:
