@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SCRD for anomalib's `Engine`: training with synthetic anomalies, tests, predictions and exports.
 
-The model is this package's own, `Scrd.model.scrd`, and so are synthesis, objectives and operators. Loops, data, metrics,
-thresholds and files are anomalib's.
+The model is this package's own, `Scrd.model.scrd`, and so are synthesis, objectives and operators. Loops, data,
+metrics, thresholds and files are anomalib's.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class ScrdModel(nn.Module):
 class Scrd(AnomalibModule):  # type: ignore[misc]
     """Scale-aware contrastive reverse distillation (Li et al., ICLR 2025) as an anomalib model.
 
-    `backbone` and `weights` are the teacher: a timm name, and pretrained, random, package or a file's path. `objective`,
-    `score`, `noise`, `strength` and `lr` mean what they mean for `scrd-fast train`; the score "combined" is there for
-    models of `from_pretrained` alone, since held-out normal images make it. The other arguments are those of every
-    anomalib model. The pre-processor says how large the images are, square, and how they are normalised.
+    `backbone` and `weights` are the teacher: a timm name, and pretrained, random, package or a file's path.
+    `objective`, `score`, `noise`, `strength` and `lr` mean what they mean for `scrd-fast train`; the score "combined"
+    is there for models of `from_pretrained` alone, since held-out normal images make it. The other arguments are those
+    of every anomalib model. The pre-processor says how large the images are, square, and how they are normalised.
 
     Synthetic anomalies follow from the seed that `lightning.seed_everything` sets, and from process, epoch and batch.
 
@@ -92,9 +92,8 @@ class Scrd(AnomalibModule):  # type: ignore[misc]
         if shape.tiles > 1 or shape.fit != "stretch":
             raise ScrdFastError(f"{folder}: anomalib needs tiles 1 and fit stretch, got {shape.tiles} and {shape.fit}")
         transform = Compose([Resize((shape.size, shape.size), antialias=True), Normalize(shape.mean, shape.std)])
-        # The score may need the reference that comes with the model.
-        built = {"backbone": config.teacher.name, "weights": "random", "objective": config.objective}
-        module = cls(**built, pre_processor=PreProcessor(transform), **options)
+        own = {"backbone": config.teacher.name, "weights": "random", "objective": config.objective}
+        module = cls(**(own | {"pre_processor": PreProcessor(transform)} | options))
         module.model = ScrdModel(scrd)
         return module
 
@@ -148,9 +147,10 @@ def _preprocessing_of(module: Scrd) -> Preprocessing:
     """What the pre-processor does, as the model's config keeps it: seen as a black and a white pixel go through."""
     size = module.input_size
     if size is None or size[0] != size[1] or size[0] % 32:
-        raise ScrdFastError(f"pre_processor must resize to squares of a multiple of 32 pixels, got {size}")
+        got = "no size" if size is None else f"{size[0]} x {size[1]}"
+        raise ScrdFastError(f"pre_processor must resize to squares of a multiple of 32 pixels, got {got}")
     shades = torch.stack([torch.zeros(3, 1, 1), torch.ones(3, 1, 1)])
     black, white = module.pre_processor.transform(shades)[:, :, 0, 0].double()
     std = 1 / (white - black)
-    mean, std = ([round(x, 6) for x in values.tolist()] for values in (-black * std, std))
+    mean, std = (values.tolist() for values in ((-black * std).round(decimals=6), std.round(decimals=6)))
     return Preprocessing(size=size[0], mean=mean, std=std)
