@@ -287,10 +287,12 @@ def _why_not_triton(op: str, device_type: str) -> str | None:
 
 
 def choose(op: str, backend: str, device: torch.device, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """What runs `op` with `backend` on `device`. Only "auto" takes what there is."""
+    """What runs `op` with `backend` on `device`. Only "auto" takes what there is, and in ONNX that is the reference."""
     operator: Callable[..., Any] = getattr(torch.ops.scrd_fast, op)
     if backend == "auto":
-        return operator
+        # No other runtime knows these operators. The first question is the cheap one.
+        in_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+        return reference if in_onnx else operator
     if reason := why_not(op, backend, device):
         raise UnavailableError(f"backend {backend!r} cannot run {op} on {device}: {reason}")
     if backend == "triton":
