@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ class Stub(Server):
         self.start()
 
     def start(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), type("Bound", (_Handler,), {"stub": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), type("Bound", (self.handler(),), {"stub": self}))
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handler(self) -> type[Handler]:
+        return Handler
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -126,7 +130,7 @@ class Stub(Server):
         return {"Changes": shown, "Done": done, "Last": shown[-1]["Seq"] if shown else len(self.changes)}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     stub: Stub
 
     def log_message(self, *_: object) -> None:
@@ -134,45 +138,46 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        if not self._allowed(url.path):
+        if not self.allowed(url.path):
             return
         _, kind, *rest = url.path.split("/")
         stub = self.stub
         if kind == "changes":
-            self._answer(200, stub.changed(parse_qs(url.query, keep_blank_values=True)))
+            self.answer(200, stub.changed(parse_qs(url.query, keep_blank_values=True)))
         elif kind == "system":
-            self._answer(200, {"ApiVersion": 16, "Version": "1.10.1", "Name": "stub"})
+            self.answer(200, {"ApiVersion": 16, "Version": "1.10.1", "Name": "stub"})
         elif kind == "instances" and not rest:
-            self._answer(200, list(stub.files))
+            self.answer(200, list(stub.files))
         elif kind == "series" and rest[0] in stub.series:
-            self._answer(200, stub.series[rest[0]])
+            self.answer(200, stub.series[rest[0]])
         elif kind == "instances" and rest[0] in stub.files and rest[1:] == ["file"]:
-            self._answer(200, stub.files[rest[0]])
+            self.answer(200, stub.files[rest[0]])
         else:
-            self._answer(404, b"")
+            self.answer(404, b"")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self._allowed(self.path):
+        if self.allowed(self.path):
             time.sleep(self.stub.slowness)
             try:
-                self._answer(200, self.stub.add(body))
+                self.answer(200, self.stub.add(body))
             except pydicom.errors.InvalidDicomError:
-                self._answer(400, {"HttpStatus": 400, "OrthancError": "Bad file format", "OrthancStatus": 15})
+                self.answer(400, {"HttpStatus": 400, "OrthancError": "Bad file format", "OrthancStatus": 15})
 
-    def _allowed(self, path: str) -> bool:
+    def allowed(self, path: str) -> bool:
         self.stub.requests.append((self.command, path))
         if self.headers["Authorization"] != credentials(USER, PASSWORD):
-            self._answer(401, b"")
+            self.answer(401, b"")
             return False
         if status := self.stub.failing.get(path):
-            self._answer(status, {"HttpStatus": status})
+            self.answer(status, {"HttpStatus": status})
             return False
         return True
 
-    def _answer(self, status: int, content: Any) -> None:
+    def answer(self, status: int, content: Any, kind: str = "application/json") -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         with contextlib.suppress(OSError):  # who asked may have been killed
@@ -182,16 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
 class Real(Server):
     """Orthanc itself by the recipe, with folders and ports of ours."""
 
-    def __init__(self, folder: Path, pacs_port: int) -> None:
+    def __init__(self, folder: Path, pacs_port: int, plugins: Sequence[str] = ()) -> None:
         self.settings = json.loads((RECIPES / "orthanc.json").read_text())
         self.dicom_port, port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{port}"
         places = {"StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db")}
         ports = {"DicomPort": self.dicom_port, "HttpPort": port, "StableAge": 1}
         assert self.settings["LuaScripts"] == ["/etc/orthanc/forward.lua"]
-        self.settings |= places | ports | {"LuaScripts": [str(RECIPES / "forward.lua")]}
+        self.settings |= places | ports | {"LuaScripts": [str(RECIPES / "forward.lua")], "Plugins": [*plugins]}
         self.settings["DicomModalities"]["pacs"][1:] = ["127.0.0.1", pacs_port]
-        (folder / "db").mkdir()
+        (folder / "db").mkdir(parents=True)
         (folder / "orthanc.json").write_text(json.dumps(self.settings))
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -225,7 +225,6 @@ def test_the_recipe_in_orthanc_itself(tmp_path: Path, poll: Poll, command: list[
     pacs, port = tmp_path / "pacs", free_port()
     pacs.mkdir()
     receiver = subprocess.Popen(["storescp", "+xa", "-od", str(pacs), str(port)], stdout=subprocess.DEVNULL)
-    (tmp_path / "orthanc").mkdir()
     server = Real(tmp_path / "orthanc", port)
     try:
         sources = [picture(1), picture(2), picture(1, series=2, kind="CR")]
