@@ -57,9 +57,8 @@ class _Handler(Handler):
         asked = re.fullmatch(rf"{ROOT}/studies/([\d.]+)/series/([\d.]+)", path)
         assert asked is not None
         assert "transfer-syntax=*" in self.headers["Accept"]
-        names = [
-            n for n, h in self.stub.headers.items() if (h.StudyInstanceUID, h.SeriesInstanceUID) == (study, series)
-        ]
+        headers = self.stub.headers.items()
+        names = [name for name, it in headers if (it.StudyInstanceUID, it.SeriesInstanceUID) == asked.groups()]
         head = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = b"".join(head + self.stub.files[name] + b"\r\n" for name in names) + f"--{BOUNDARY}--\r\n".encode()
         self.answer(200, body, f'multipart/related; type="application/dicom"; boundary={BOUNDARY}')
