@@ -31,7 +31,8 @@ def settings_of(task: Path) -> dict[str, Any]:
     try:
         given = json.loads(task.read_bytes())["process"].get("settings") or {}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        sys.exit(f"{task}: no task of mercure's ({type(error).__name__})")
+        print(f"{task}: no task of mercure's ({type(error).__name__})", file=sys.stderr)
+        sys.exit(2)
     return own | {name.replace("_", "-"): value for name, value in given.items()}
 
 

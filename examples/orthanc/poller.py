@@ -64,7 +64,8 @@ class Orthanc:
                     return bytes(answer.read())
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403):
-                    sys.exit(f"{self._url}: access denied ({error.code}); set ORTHANC_USER and ORTHANC_PASSWORD")
+                    log.error("%s: denied (%d); set ORTHANC_USER and ORTHANC_PASSWORD", self._url, error.code)
+                    sys.exit(2)
                 refusals += error.code not in AWAY
                 if error.code < 500 or refusals == REFUSALS:
                     raise

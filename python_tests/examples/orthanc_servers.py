@@ -80,6 +80,7 @@ class Stub(Server):
         self.unstable: dict[str, None] = {}
         self.requests: list[tuple[str, str]] = []
         self.failing: dict[str, int] = {}  # paths, and the status that they answer
+        self.word = credentials(USER, PASSWORD)  # what who asks must say
         self.slowness = 0.0  # seconds that storing takes
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}"
@@ -166,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def allowed(self, path: str) -> bool:
         self.stub.requests.append((self.command, path))
-        if self.headers["Authorization"] != credentials(USER, PASSWORD):
+        if self.headers["Authorization"] != self.stub.word:
             self.answer(401, b"")
             return False
         if status := self.stub.failing.get(path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +36,24 @@ def load(name: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def blocks(language: str) -> list[str]:
+    """Of the documentation of the recipes."""
+    text = (ROOT / "docs" / "routing.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
+
+
+def documented(name: str, url: str, monkeypatch: pytest.MonkeyPatch, *own: str) -> int:
+    """What the documentation types for this recipe, with another address, and flags of the recipe's own."""
+    (block,) = [block for block in blocks("bash") if f"examples/{name}.py" in block]
+    export, command = map(shlex.split, block.splitlines())
+    assert (export.pop(0), command[:2]) == ("export", ["python", f"examples/{name}.py"])
+    for assignment in export:
+        monkeypatch.setenv(*assignment.split("=", 1))
+    words = [word.replace("http://127.0.0.1:8042", url) for word in command[2:]]
+    words[words.index("--") : words.index("--")] = own
+    return int(sys.modules[Path(name).stem].main(words))
 
 
 def picture(number: int, series: int = 1, kind: str = "DX", **elements: Any) -> bytes:

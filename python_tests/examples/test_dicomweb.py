@@ -14,8 +14,8 @@ pytest.importorskip("highdicom")
 pytest.importorskip("dicomweb_client")
 
 from dicomweb_server import ROOT, DicomWeb
-from orthanc_servers import PASSWORD, USER, Real, Server, free_port
-from routed import SMALL, broken, check_results, load, picture, runs
+from orthanc_servers import PASSWORD, USER, Real, Server, credentials, free_port
+from routed import SMALL, broken, check_results, documented, load, picture, runs
 
 screen = load("dicomweb/screen")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -80,6 +80,14 @@ def test_a_server_that_is_away_or_finds_nothing_is_no_traceback(
     assert caplog.messages[-1].endswith("ConnectionError; the same command goes on")
     with pytest.raises(SystemExit):
         command(server, "Modality")
+
+
+def test_the_command_of_the_docs(server: DicomWeb, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "run").symlink_to(trained)
+    server.word = credentials(USER, "change-me")
+    server.add(picture(1))
+    assert documented("dicomweb/screen", server.url, monkeypatch) == 0
+    assert len(server.files) == 3
 
 
 @pytest.mark.release

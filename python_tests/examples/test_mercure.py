@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("highdicom")
 
 import pydicom
-from routed import ROOT, SMALL, broken, check_results, load, picture
+from routed import ROOT, SMALL, blocks, broken, check_results, load, picture
 
 module = load("mercure/module")
 RECIPE = ROOT / "examples" / "mercure"
@@ -124,14 +124,25 @@ def test_settings_that_are_wrong_are_one_line(
     assert list(mercure.out.iterdir()) == []
     mercure = Mercure(tmp_path / "task", {})
     (mercure.inside / "task.json").write_text("[]")
-    with pytest.raises(SystemExit, match=r"task\.json"):
+    with pytest.raises(SystemExit) as ended:
         run(mercure, monkeypatch)
+    assert ended.value.code == 2
+    assert "task.json" in capsys.readouterr().err
 
 
 def test_settings_become_flags() -> None:
     given = {"dicom": "sc", "strict": True, "compile": False, "max-failures": 0.5}
     assert list(module.flags_of(given)) == ["--dicom=sc", "--strict", "--max-failures=0.5"]
     assert [word for flag in module.flags_of({"device": "cpu", "workers": 1}) for word in flag.split("=")] == SMALL
+
+
+def test_the_settings_of_the_docs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks("json")
+    mercure = Mercure(tmp_path, json.loads(block) | {"model": str(trained), "workers": 1})
+    mercure.receive(picture(1), picture(2, series=2, kind="CT"))
+    assert run(mercure, monkeypatch) == 0
+    check_results(mercure.found(), [picture(1)], kinds=3)
+    assert mercure.result()["status"] == {"ok": 1, "refused": 1}
 
 
 def test_the_recipe_of_the_container_copies_what_is_there() -> None:

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("highdicom")
 
-from orthanc_servers import PASSWORD, USER, Real, Stub, free_port
-from routed import ROOT, SMALL, broken, check_results, load, picture, runs
+from orthanc_servers import PASSWORD, USER, Real, Stub, credentials, free_port
+from routed import ROOT, SMALL, broken, check_results, documented, load, picture, runs
 
 poller = load("orthanc/poller")
 Poll = Callable[..., int]
@@ -138,10 +138,14 @@ def test_a_server_that_is_away_is_waited_for(stub: Stub, poll: Poll, seen: list[
     assert len(seen) == 1
 
 
-def test_a_stranger_is_told_so(stub: Stub, poll: Poll, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_is_told_so(
+    stub: Stub, poll: Poll, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("ORTHANC_PASSWORD", "another")
-    with pytest.raises(SystemExit, match="access denied"):
+    with pytest.raises(SystemExit) as ended:
         poll()
+    assert ended.value.code == 2
+    assert "ORTHANC_PASSWORD" in caplog.text
     assert len(stub.requests) == 1
 
 
@@ -216,6 +220,14 @@ def test_another_model_does_not_stumble_over_what_the_last_one_has_begun(
     monkeypatch.setattr(poller, "scrd_fast", real)
     assert poll() == 0
     check_results(stub.results(), [picture(1)])
+
+
+def test_the_command_of_the_docs(stub: Stub, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "run").symlink_to(trained)
+    stub.word = credentials(USER, "change-me")
+    stub.add(picture(1))
+    assert documented("orthanc/poller", stub.url, monkeypatch, "--once", "--everything") == 0
+    assert len(stub.files) == 3
 
 
 @pytest.mark.release
