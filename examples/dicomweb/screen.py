@@ -116,6 +116,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"--find: expected NAME=VALUE, got {wrong[0]!r}")
     logging.basicConfig(format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
+    logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # it names studies
     os.umask(0o077)
     if not any(flag.partition("=")[0] == "--dicom" for flag in flags):
         flags += ["--dicom", "sc,sr"]

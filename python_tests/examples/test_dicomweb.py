@@ -56,7 +56,9 @@ def test_what_is_found_is_screened_and_its_results_are_in_its_study(server: Dico
     whole_way(server, command)
 
 
-def test_what_cannot_be_fetched_or_stored_is_told_at_the_end(server: DicomWeb, command: Screen) -> None:
+def test_what_cannot_be_fetched_or_stored_is_told_at_the_end(
+    server: DicomWeb, command: Screen, caplog: pytest.LogCaptureFixture
+) -> None:
     sources = [picture(1), picture(1, series=2)]
     server.store(*sources)
     path = f"{ROOT}/studies/1.2.826.0.1.77101/series/1.2.826.0.1.9.2"
@@ -68,6 +70,8 @@ def test_what_cannot_be_fetched_or_stored_is_told_at_the_end(server: DicomWeb, c
     server.failing = {}
     assert command(server, "Modality=DX") == 0
     check_results(server.results(), sources)
+    assert "1.2.826.0.1" not in caplog.text  # UIDs
+    assert caplog.text.count("409") == 4
 
 
 def test_a_server_that_is_away_or_finds_nothing_is_no_traceback(

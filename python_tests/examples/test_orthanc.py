@@ -35,7 +35,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
 
 @pytest.fixture
 def command(stub: Stub, trained: Path, tmp_path: Path) -> list[str]:
-    own = [str(trained), "--url", stub.url, "--modality", "DX,CR", "--state", str(tmp_path / "state"), "--once"]
+    own = [str(trained), "--url", stub.url, "--modality", "DX,CR,OT,SR", "--state", str(tmp_path / "state"), "--once"]
     return [*own, "--everything", "--", *SMALL]
 
 
@@ -71,8 +71,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 BAD = (7, 7)  # number and series of the picture on which a screening fails
 
 
+def folder_of(command: list[str]) -> Path:
+    return Path(command[command.index("--state") + 1])
+
+
 def state(command: list[str]) -> dict[str, Any]:
-    return dict(json.loads((Path(command[command.index("--state") + 1]) / "state.json").read_text()))
+    return dict(json.loads((folder_of(command) / "state.json").read_text()))
 
 
 def stored(stub: Stub) -> int:
@@ -83,8 +87,9 @@ def fetched(stub: Stub) -> set[str]:
     return {path.split("/")[2] for _, path in stub.requests if path.endswith("/file")}
 
 
+@pytest.mark.timeout(120)  # results that are screened again make results without end
 def test_what_has_come_is_screened_once_and_its_results_are_in_its_study(
-    stub: Stub, poll: Poll, command: list[str], capfd: pytest.CaptureFixture[str]
+    stub: Stub, poll: Poll, command: list[str], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     sources = [picture(1), picture(2), picture(1, series=2, kind="CR")]
     other, damaged, gone = picture(1, series=3, kind="CT"), broken(3), picture(4)
@@ -100,25 +105,42 @@ def test_what_has_come_is_screened_once_and_its_results_are_in_its_study(
     assert stored(stub) == 0
     assert fetched(stub) == set()
     assert state(command)["groups"] == []
-    assert not (Path(command[command.index("--state") + 1]) / "work").exists()
-    assert "Müller" not in capfd.readouterr().err
+    assert not (folder_of(command) / "work").exists()
+    told = capfd.readouterr().err + caplog.text
+    assert "Müller" not in told
+    assert "1.2.826.0.1" not in told  # UIDs
 
 
-def test_a_poller_that_is_killed_goes_on_and_stores_nothing_twice(stub: Stub, poll: Poll, command: list[str]) -> None:
+MOMENTS: dict[str, Callable[[Stub, Path], object]] = {
+    "begun": lambda _, folder: (folder / "state.json").exists(),
+    "fetching": lambda stub, _: fetched(stub),
+    "screening": lambda _, folder: (folder / "work" / "0" / "out" / "run.json").exists(),
+    "screened": lambda _, folder: list((folder / "work" / "0" / "out" / "dicom").glob("*/*.dcm")),
+    "storing": lambda stub, _: len(stub.files) > 2,
+    "stored": lambda stub, _: len(stub.files) == 2 + 4,
+}
+
+
+@pytest.mark.parametrize(
+    "moment", [name if name == "storing" else pytest.param(name, marks=pytest.mark.release) for name in MOMENTS]
+)
+def test_a_poller_that_is_killed_goes_on_and_stores_nothing_twice(
+    stub: Stub, poll: Poll, command: list[str], moment: str
+) -> None:
     dates = {f"{name}{kind}": "" for name in ("Content", "Acquisition", "Series", "Study") for kind in ("Date", "Time")}
     sources = [picture(1, **dates), picture(2, series=2, **dates)]  # their results have UIDs of the run
     stub.store(*sources)
     stub.slowness = 0.5
     process = subprocess.Popen([sys.executable, str(ROOT / "examples" / "orthanc" / "poller.py"), *command])
     deadline = time.monotonic() + 120
-    while len(stub.files) < len(sources) + 1:
+    while not MOMENTS[moment](stub, folder_of(command)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     process.wait()
     stub.slowness = 0.0
-    assert state(command)["groups"]
+    assert moment == "begun" or state(command)["groups"]
     assert poll() == 0
     check_results(stub.results(), sources)
 
@@ -154,7 +176,7 @@ def test_results_that_are_refused_are_kept(stub: Stub, poll: Poll, command: list
     stub.failing["/instances"] = 507
     assert poll() == 0
     assert stored(stub) == 1 + 2 * poller.REFUSALS
-    kept = sorted(path.name[:4] for path in (Path(command[command.index("--state") + 1]) / "undelivered").iterdir())
+    kept = sorted(path.name[:4] for path in (folder_of(command) / "undelivered").iterdir())
     assert kept == ["0-sc", "0-sr"]
 
 
