@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import pytest
 import typer
-import yaml
 
 from scrd_fast.cli import app, main
 
@@ -53,6 +52,11 @@ NOT_RUN = {
         "ANOMALIB/bin/pip install anomalib": "two gigabytes of packages",
     },
 }
+# What reads a page's YAML.
+YAML = {
+    "docs/guide.md": "train --config page.yaml --print-config",
+    "docs/reproduce.md": "reproduce page.yaml --out reproduced --dry-run",
+}
 # Pages whose blocks a test of their own runs.
 ELSEWHERE = {"python_tests/emulation/README.md": "python_tests/emulation/test_documented_driver.py"}
 
@@ -85,8 +89,9 @@ TO_RUN = [
 @pytest.fixture(scope="module")
 def workplace(tree: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[set[str]]:
     """The commands that were run in what is the current folder."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("workplace") / "here"
     shutil.copytree(tree, folder / "data")
+    (folder.parent / "brain_tumor_mri").symlink_to(tree)
     shutil.copytree(tree / "test" / "good", folder / "normals_of_my_site")
     shutil.copytree(trained, folder / "run")
     with pytest.MonkeyPatch.context() as patch:
@@ -106,7 +111,8 @@ def test_the_code_of_a_page_runs(page: Path, workplace: set[str]) -> None:
             # What stands below `if __name__ == "__main__"` takes minutes: it is compiled alone.
             exec(compile(block.text, name_of(page), "exec"), {"__name__": "of the page"})
         elif block.language == "yaml":
-            assert isinstance(yaml.safe_load(block.text), dict)
+            Path("page.yaml").write_text(block.text)
+            assert main(YAML[name_of(page)].split()) == 0
         elif block.language == "json":
             json.loads(block.text)
         else:
