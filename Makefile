@@ -11,13 +11,14 @@ DEBIAN_LISTS := apt-get update -qq >/dev/null 2>&1
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 CXX_FILES := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE)) $(wildcard python_tests/*/*.h python_tests/*/*.cpp)
 
-.PHONY: help install test tools test-release wheel test-wheel install-matrix lint format demo bench clean
+.PHONY: help install test tools test-release wheel test-wheel install-matrix lint format docs demo bench clean
 
 help:
 	@echo "make demo              make a data set, train, evaluate, screen; ends with demo/report.html"
 	@echo "make test              install everything (of Debian too, where it may) and run all tests"
 	@echo "make install           .venv with the package, all extras and the development tools"
 	@echo "make lint              ruff, mypy, clang-format; make format mends what can be mended"
+	@echo "make docs              the documentation site, build/site/index.html; a warning is an error"
 	@echo "make bench             measure the operators: table, build/bench.json, build/bench.csv"
 	@echo "make wheel             wheel and source archive of a release in dist/, for all GPUs, checked"
 	@echo "make test-wheel        that wheel in a fresh environment with torch $(TORCH): the operators' tests"
@@ -67,6 +68,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 demo: install
 	$(BIN)/python examples/demo/run.py demo
