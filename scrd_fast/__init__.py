@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scrd_fast import ops as ops
+    from scrd_fast.detector import SCRDDetector as SCRDDetector
     from scrd_fast.model.scrd import SCRD as SCRD
     from scrd_fast.screening.screener import Screener as Screener
 
 __version__ = "0.1.0"
-__all__ = ["SCRD", "Screener", "__version__", "ops"]
+__all__ = ["SCRD", "SCRDDetector", "Screener", "__version__", "ops"]
 
-_HOME = {"SCRD": "scrd_fast.model.scrd", "Screener": "scrd_fast.screening.screener"}
+_HOME = {
+    "SCRD": "scrd_fast.model.scrd",
+    "SCRDDetector": "scrd_fast.detector",
+    "Screener": "scrd_fast.screening.screener",
+}
 
 
 def __getattr__(name: str) -> Any:

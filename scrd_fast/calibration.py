@@ -206,6 +206,17 @@ class Calibration(BaseModel):
         hits = int(np.count_nonzero(self._sorted > decision.threshold))
         return Decision(decision.threshold, None, hits / self.count, *share_interval(hits, self.count))
 
+    def for_rate(self, fpr: float) -> Calibration:
+        """The same scores with the threshold of another rate in (0, 0.5]. Raises ValueError for any other.
+
+        >>> calibration = Calibration.fit([1.0, 2.0, 3.0, 4.0], "mean", fpr=0.2)
+        >>> calibration.for_rate(0.5).threshold, calibration.threshold
+        (3.0, 4.0)
+        """
+        again = Calibration.fit(self.scores, self.score, fpr).model_dump()
+        changed = {name: again[name] for name in ("fpr", "threshold", "threshold_low", "threshold_high")}
+        return Calibration.model_validate(self.model_dump() | changed)
+
     def mismatch(self, model_sha256: str, site: str | None = None) -> list[str]:
         """Why this calibration is another model's or another site's; empty where it fits or nothing is known.
 

@@ -27,7 +27,7 @@ from scrd_fast.calibration import Calibration
 from scrd_fast.checkpoint_choice import choose_checkpoint, readings
 from scrd_fast.config import ModelConfig
 from scrd_fast.data.datasets import DataSet, Item, unlabelled_items
-from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
+from scrd_fast.data.images import ImageStore, content_hashes, hashes_of, split_calibration
 from scrd_fast.data.known import split_name
 from scrd_fast.device import SLOW_BFLOAT16, bfloat16_is_slow, pick_device
 from scrd_fast.distributed import is_first, launch
@@ -59,7 +59,7 @@ def train(
     fabric = launch(pick_device(settings.device), settings.precision)
     _check_shares(settings, fabric.world_size)
     log = log if is_first() else lambda text: None
-    hashes = content_hashes([item.path for item in data.train])
+    hashes = hashes_of(data.train)
     train_part, held_out = split_calibration(
         hashes, settings.calibration_fraction, frames=[item.frame for item in data.train]
     )

@@ -20,6 +20,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from scrd_fast.data.dicom import is_dicom
 from scrd_fast.data.reading import EXTENSIONS, count_frames, is_image_name
 from scrd_fast.errors import DataError, ImageError
@@ -32,12 +35,15 @@ _ONE_IMAGE = (".png", ".jpg", ".jpeg", ".bmp")  # not asked how many they hold: 
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its file, label, a mask where there is one, its number in the file."""
+    """One image: its file, label, a mask where there is one, its number in the file; or its pixels in memory."""
 
-    path: Path
+    path: Path  # of pixels in memory: what errors call them
     label: int  # 0 for normal, 1 for abnormal, -1 where nobody says
     mask: Path | None = None
     frame: int | None = None  # of the mask too; None: the file's only one
+    pixels: npt.NDArray[np.generic] | None = field(
+        default=None, compare=False, repr=False
+    )  # as `read_array` takes them
 
 
 @dataclass
@@ -60,7 +66,7 @@ class DataSet:
             problems += [f"no {n} test images" for label, n in enumerate(("normal", "abnormal")) if not present[label]]
         problems += [f"{path}: in both train and test" for path in self._shared()]
         wanted = (self.train if train else []) + (self.test if test else [])
-        files = [p for item in wanted for p in (item.path, item.mask) if p is not None]
+        files = [p for item in wanted if item.pixels is None for p in (item.path, item.mask) if p is not None]
         problems += [f"{path}: no such file" for path in dict.fromkeys(files) if not path.is_file()]
         if problems:
             raise DataError(self.root, problems)

@@ -10,18 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from scrd_fast.choices import Cache
 from scrd_fast.config import Preprocessing
+from scrd_fast.data.arrays import read_array
 from scrd_fast.data.cache import TensorCache, place_for
 from scrd_fast.data.datasets import Item
 from scrd_fast.data.frames import Frame
 from scrd_fast.data.reading import read_frame, read_frames
 from scrd_fast.errors import DataError, ImageError
 
-__all__ = ["ImageStore", "content_hashes", "split_calibration"]
+__all__ = ["ImageStore", "content_hashes", "hashes_of", "split_calibration"]
 
 THREADS = 4  # decoding and resizing release the interpreter's lock
 CHUNK = 64  # images of one tile that a check holds at once, where they are not kept
@@ -103,7 +106,14 @@ class ImageStore:
         return {i: frame for part in self._pool.map(self._read_file, by_file.values()) for i, frame in part.items()}
 
     def _read_file(self, indices: Sequence[int]) -> dict[int, Frame | ImageError]:
-        path, wanted = self.items[indices[0]].path, {self.items[i].frame for i in indices}
+        item = self.items[indices[0]]
+        if item.pixels is not None:
+            read = read_array(item.pixels, self.preprocessing)
+            return {
+                i: ImageError(read.code, f"{item.path}: {read}") if isinstance(read, ImageError) else read
+                for i in indices
+            }
+        path, wanted = item.path, {self.items[i].frame for i in indices}
         found: dict[int | None, Frame] = {}
         lost = ImageError("no-frame", "holds fewer images than it announced")
         try:
@@ -134,6 +144,16 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     with ThreadPoolExecutor(THREADS) as pool:
         known = dict(zip(distinct, pool.map(digest, distinct), strict=True))
     return [known[path] for path in paths]
+
+
+def hashes_of(items: Sequence[Item]) -> list[str]:
+    """`content_hashes` of the items' files, and the same of pixels in memory."""
+
+    def digest(pixels: npt.NDArray[np.generic]) -> str:
+        return hashlib.sha256(f"{pixels.dtype.str} {pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
+
+    on_disk = iter(content_hashes([item.path for item in items if item.pixels is None]))
+    return [next(on_disk) if item.pixels is None else digest(item.pixels) for item in items]
 
 
 def split_calibration(

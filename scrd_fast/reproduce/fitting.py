@@ -15,7 +15,7 @@ from torch import Tensor
 from scrd_fast.calibration import Calibration
 from scrd_fast.config import SCORES, Preprocessing, Score
 from scrd_fast.data.datasets import DataSet, Item
-from scrd_fast.data.images import ImageStore, content_hashes, split_calibration
+from scrd_fast.data.images import ImageStore, hashes_of, split_calibration
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ImageError, ScrdFastError
 from scrd_fast.labelled import Seen, see
@@ -84,7 +84,7 @@ def fit_baseline(name: str, data: DataSet, settings: TrainSettings, *, calibrate
 
 def parts_of(data: DataSet, settings: TrainSettings) -> tuple[list[Item], list[Item]]:
     """The normal images to fit on and to calibrate on: the very ones of `train`."""
-    hashes = content_hashes([item.path for item in data.train])
+    hashes = hashes_of(data.train)
     frames = [item.frame for item in data.train]
     fitted, held_out = split_calibration(hashes, settings.calibration_fraction, frames=frames)
     return [data.train[i] for i in fitted], [data.train[i] for i in held_out]
