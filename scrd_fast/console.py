@@ -45,8 +45,8 @@ class Console:
     def error(self, text: str) -> None:
         self.log(text if self.log_json else f"error: {text}", "error")
 
-    def result(self, path: Path, content: dict[str, Any]) -> None:
-        print(json.dumps(content, indent=2) if self.json else path)
+    def result(self, path: Path | str, content: dict[str, Any]) -> None:
+        print(json.dumps(content, indent=2) if self.json else path, flush=True)
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Advance]:
