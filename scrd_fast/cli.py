@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scrd_fast import cli_measuring, cli_screening, cli_sharing
+from scrd_fast import cli_deploying, cli_measuring, cli_screening, cli_sharing
 from scrd_fast.choices import Backend, Cache, FeatureCache, Fit, Intensity, Noise, Objective, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.memory import keep_freed_memory
@@ -201,6 +201,7 @@ for function in (
     cli_measuring.reproduce,
     cli_sharing.card,
     cli_sharing.push,
+    cli_deploying.serve,
 ):
     app.command()(function)
 

@@ -46,7 +46,7 @@ class Console:
         self.log(text if self.log_json else f"error: {text}", "error")
 
     def result(self, path: Path | str, content: dict[str, Any]) -> None:
-        print(json.dumps(content, indent=2) if self.json else path)
+        print(json.dumps(content, indent=2) if self.json else path, flush=True)
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[Advance]:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uploads that come at the same time go through the model together."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from scrd_fast.data.frames import Source
+from scrd_fast.screening.readers import Job
+from scrd_fast.screening.screener import Screened, Screener
+
+__all__ = ["Batcher", "Full"]
+
+LINGER = 0.005  # seconds that a batch waits for more uploads
+MAX_FRAMES = 64  # images of one upload
+PATIENCE = 10.0  # seconds in which the thread ends
+
+
+class Full(Exception):  # noqa: N818 - of nobody's making
+    """So many uploads are waiting that another one would wait too long."""
+
+
+class _Waiting(NamedTuple):
+    file: Path
+    answer: Future[list[Screened]]
+
+
+class Batcher:
+    """One thread that screens files as they are submitted, up to `screener.batch_size` of them at a time.
+
+    At most `most_waiting` wait. `on_batch` gets the number of files, of images, and the seconds of each batch.
+    """
+
+    def __init__(
+        self,
+        screener: Screener,
+        *,
+        most_waiting: int,
+        on_batch: Callable[[int, int, float], None] = lambda files, images, seconds: None,
+    ) -> None:
+        self._screener, self._on_batch = screener, on_batch
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(most_waiting)
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Files that no batch has taken yet."""
+        return self._queue.qsize()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closed
+
+    def submit(self, file: Path) -> Future[list[Screened]]:
+        """The file's results, at most `MAX_FRAMES` + 1, once it was screened. Raises `Full`, also after `close`."""
+        if not self.alive:
+            raise Full
+        answer: Future[list[Screened]] = Future()
+        try:
+            self._queue.put_nowait(_Waiting(file, answer))
+        except queue.Full:
+            raise Full from None
+        return answer
+
+    def close(self) -> None:
+        """Screen what is waiting, then end the thread and the processes that read."""
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join(PATIENCE)
+        self._screener.close()
+
+    def _work(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, last = self._gather(first)
+            self._screen([one for one in batch if one.answer.set_running_or_notify_cancel()])
+            if last:
+                return
+
+    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
+        """A batch, and whether it is the last."""
+        batch, until = [first], time.monotonic() + LINGER
+        while len(batch) < self._screener.batch_size:
+            try:
+                one = self._queue.get(timeout=max(until - time.monotonic(), 0.0))
+            except queue.Empty:
+                break
+            if one is None:
+                return batch, True
+            batch.append(one)
+        return batch, False
+
+    def _screen(self, batch: list[_Waiting]) -> None:
+        start, frames = time.perf_counter(), frozenset(range(MAX_FRAMES + 1))
+        results: list[list[Screened]] = [[] for _ in batch]
+        jobs = (Job(i, Source(one.file), frames) for i, one in enumerate(batch))
+        try:
+            for job, result in self._screener.run(self._screener.reader.read(jobs)):
+                results[job.number].append(result)
+        except Exception as error:  # of one batch: the service goes on
+            for one in batch:
+                one.answer.set_exception(error)
+        else:
+            for one, found in zip(batch, results, strict=True):
+                one.answer.set_result(found)
+        with suppress(Exception):  # whoever counts must not end the service
+            self._on_batch(len(batch), sum(map(len, results)), time.perf_counter() - start)
