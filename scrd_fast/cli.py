@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scrd_fast import cli_measuring, cli_screening
+from scrd_fast import cli_deploying, cli_measuring, cli_screening
 from scrd_fast.choices import Backend, Cache, FeatureCache, Fit, Intensity, Noise, Objective, Score, Switch
 from scrd_fast.console import Console
 from scrd_fast.memory import keep_freed_memory
@@ -197,6 +197,7 @@ for function in (
     cli_screening.screen,
     cli_screening.report,
     cli_screening.drift,
+    cli_deploying.export,
     cli_measuring.bench,
     cli_measuring.reproduce,
 ):
