@@ -21,7 +21,7 @@ from scrd_fast.console import Console
 from scrd_fast.data.reading import read_frames
 from scrd_fast.device import pick_device
 from scrd_fast.errors import ImageError, ScrdFastError
-from scrd_fast.export.check import Differences, bundled_batches, compare
+from scrd_fast.export.check import bundled_batches, compare, require_agreement
 from scrd_fast.export.detector import Detector
 from scrd_fast.export.formats import SUFFIX, open_file, require, write_file
 from scrd_fast.files import replacing
@@ -29,16 +29,9 @@ from scrd_fast.model.scrd import SCRD
 from scrd_fast.screening.inputs import list_inputs
 from scrd_fast.screening.screener import Screener, load
 
-__all__ = ["MismatchError", "export"]
+__all__ = ["export"]
 
 BATCH = 8
-LARGEST = {"32": 1e-4, "bf16": 1e-2}  # difference of any score that is let pass
-
-
-class MismatchError(ScrdFastError):
-    """An exported file does not say what the model says; it is not kept."""
-
-    exit_code = 1
 
 
 def export(
@@ -60,21 +53,20 @@ def export(
     detector = Detector(model, calibration, precision=own, plain=kind == "onnx").eval().to(place)
     metadata = _metadata(model, calibration, kind, precision, place)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="scrd_fast_export_") as folder:
+    screener = Screener(model, calibration, device=str(place), precision=own, batch_size=BATCH)
+    with tempfile.TemporaryDirectory(prefix="scrd_fast_export_") as folder, closing(screener):
         path = Path(folder) / f"detector{SUFFIX[kind]}"
-        console.log(f"writing {out}")
         write_file(detector, kind, path, metadata)
-        batches = list(bundled_batches(model.config.preprocessing.canvas))
+        found = compare(open_file(kind, path), screener, bundled_batches(model.config.preprocessing.canvas))
+        require_agreement(found, own, calibration)
         if precision == "int8":
-            batches = list(_pictures(console, model, calibration_images))
-            path = _quantised(path, batches)
-        screener = Screener(model, calibration, device=str(place), precision=own, batch_size=BATCH)
-        with closing(screener):
-            found = compare(open_file(kind, path), screener, batches)
-        _require_agreement(found, out, precision)
+            pictures = list(_pictures(console, model, calibration_images))
+            path = _quantised(path, pictures)
+            found = compare(open_file(kind, path), screener, pictures)
+            require_agreement(found, precision, calibration)
         with path.open("rb") as made, replacing(out) as file:
             shutil.copyfileobj(made, file)
-    console.log(_text(found))
+    console.log(f"the file was run and compared with the model: {found}")
     content = {"file": str(out), "format": kind, "precision": precision, "bytes": out.stat().st_size}
     console.result(out, content | {"differences": asdict(found), "metadata": metadata})
 
@@ -149,20 +141,3 @@ def _pictures(console: Console, model: SCRD, inputs: Sequence[Path]) -> Iterator
         yield torch.stack(batch)
     if not count:
         raise ScrdFastError(f"--calibration-images: no image of {', '.join(map(str, inputs))} could be read")
-
-
-def _require_agreement(found: Differences, out: Path, precision: ExportPrecision) -> None:
-    limit = LARGEST.get(precision)
-    if (limit is None or found.score <= limit) and not found.decisions:
-        return
-    raise MismatchError(
-        f"{out}: not written, as it differs from the model: largest difference of a score {found.score:.3g}"
-        f"{f' ({limit:g} is let pass)' if limit else ''}, {found.decisions} of {found.images} decisions differ"
-    )
-
-
-def _text(found: Differences) -> str:
-    return (
-        f"the file was run on {found.images} images: largest difference of a score {found.score:.2g}, of a map "
-        f"{found.map:.2g}; {found.decisions} decisions differ"
-    )
