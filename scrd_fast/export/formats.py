@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ def open_file(kind: ExportFormat, path: Path) -> Runner:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
 
@@ -106,12 +108,14 @@ def open_file(kind: ExportFormat, path: Path) -> Runner:
             return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
         return run
+    extra = {METADATA: ""}
     with _quiet():
         if kind == "torch":
-            module: Any = torch.export.load(path).module()
+            module: Any = torch.export.load(path, extra_files=extra).module()
         else:
             module = torch._inductor.aoti_load_package(str(path))
-    device = torch.device(json.loads(read_metadata(kind, path))["device"])
+            extra = module.get_metadata()
+    device = torch.device(json.loads(extra[METADATA])["device"])
 
     @torch.inference_mode()
     def run_module(images: Tensor) -> dict[str, Tensor]:
@@ -136,7 +140,13 @@ def read_metadata(kind: ExportFormat, path: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's notes on its own inner workings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without torch's notes on its own inner workings, and on a GPU that is not there."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
