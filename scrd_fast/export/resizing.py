@@ -26,8 +26,8 @@ def resize_batch(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     It can be exported with any height and width, to ONNX too.
 
     >>> pixels = torch.arange(3.0).div(2).expand(1, 3, 4, 3)
-    >>> resize_batch(pixels, Preprocessing(size=32, fit="pad"))[0, 0, 16, [3, 4, 15, 27, 28]]
-    tensor([0.0000, 0.0000, 0.4792, 1.0000, 0.0000])
+    >>> resize_batch(pixels, Preprocessing(size=32, fit="pad"))[0, 0, 16, [3, 4, 16, 27, 28]]
+    tensor([0.0000, 0.0000, 0.5312, 1.0000, 0.0000])
     """
     canvas = preprocessing.canvas
     height, width = (torch.full((), side, dtype=torch.int64, device=images.device) for side in images.shape[2:])
