@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,26 @@ def test_it_says_what_the_module_says_and_gives_the_same_bits_again(folder: Path
     same_outputs(first, expected)
     assert list(first) == list(expected)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_compiled_anew_after_another_format_it_gives_the_same_bits(
+    folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    for kind in ("torch", "aoti"):
+        out = tmp_path / f"{kind}.pt2"
+        assert main(["export", str(trained), "--format", kind, "--out", str(out), "-q"]) == 0
+    first, again = (open_file("aoti", path) for path in (folder / "detector.pt2", tmp_path / "aoti.pt2"))
+    for batch in bundled_batches(64):
+        ours, theirs = first(batch), again(batch)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_our_operators_are_called(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "detector.pt2") as archive:
+        text = b"".join(archive.read(name) for name in archive.namelist() if name.endswith((".json", ".cpp")))
+    assert b"scrd_fast::anomaly_map" in text
+    assert b"scrd_fast::cosine_distances" in text
 
 
 def test_metadata_says_what_the_file_is(folder: Path) -> None:
