@@ -9,6 +9,7 @@ resize once more, by a matrix that changes nothing; the predictor does not.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -123,7 +124,9 @@ def _trained(arguments: argparse.Namespace, data: Path, out: Path) -> Path:
 
 
 def _run(*words: str) -> None:
-    if code := command([*words, "-q"]):
+    with contextlib.redirect_stdout(sys.stderr):
+        code = command([*words, "-q"])
+    if code:
         sys.exit(code)
 
 
