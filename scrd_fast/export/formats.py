@@ -60,6 +60,8 @@ def write_file(detector: Detector, kind: ExportFormat, path: Path, metadata: dic
             return
         dynamic = {dim: torch.export.Dim(name) for dim, name in sides.items()}
         program = torch.export.export(detector, (example,), dynamic_shapes=(dynamic,), strict=False)
+        program.graph.eliminate_dead_code()  # a teacher may compute maps that nobody reads
+        program.graph_module.recompile()
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # it holds paths of this machine
         if kind == "torch":
