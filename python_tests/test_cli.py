@@ -17,7 +17,7 @@ from scrd_fast.cli import main
 from scrd_fast.evaluation import metrics_from_csv
 from scrd_fast.model.scrd import SCRD
 
-VERBS = ("info", "data", "train", "evaluate", "calibrate", "screen", "report", "card", "push")
+VERBS = ("info", "data", "train", "evaluate", "calibrate", "screen", "report", "export", "card", "push", "serve")
 
 
 def fails(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector follows scikit-learn's conventions, by scikit-learn's own checks, and is the model that `train` makes."""
+"""The detector follows scikit-learn's conventions, and is the model that `train` makes."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ __all__ = [
     "Device",
     "DicomKind",
     "Engine",
+    "ExportFormat",
+    "ExportPrecision",
     "FeatureCache",
     "Fit",
     "Intensity",
@@ -27,6 +29,8 @@ __all__ = [
 Objective = Literal["authors", "paper", "rd4ad", "scrd"]
 Score = Literal["mean", "max", "top1", "top5", "combined"]
 Precision = Literal["32", "bf16"]
+ExportFormat = Literal["torch", "onnx", "aoti"]
+ExportPrecision = Literal["32", "bf16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["local", "ray"]
 Fit = Literal["stretch", "pad"]

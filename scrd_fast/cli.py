@@ -197,6 +197,7 @@ for function in (
     cli_screening.screen,
     cli_screening.report,
     cli_screening.drift,
+    cli_deploying.export,
     cli_measuring.bench,
     cli_measuring.reproduce,
     cli_sharing.card,

@@ -16,7 +16,7 @@ from scrd_fast.model.prediction import Prediction, prediction_of
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.model.tiling import predict_tiles
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "network_of"]
 
 
 class _Network(nn.Module):
@@ -31,6 +31,17 @@ class _Network(nn.Module):
         features = list(self.teacher(images))
         embedding = self.bottleneck(features)
         return [*features, *self.student(embedding), self.scale_adaptation(embedding)]
+
+
+def network_of(model: SCRD, precision: Precision) -> tuple[nn.Module, torch.dtype | None]:
+    """A copy of the model's network in its fast form, and the dtype it computes in; None: whatever autocast chooses.
+
+    Of normalised images [N, 3, S, S] it gives three teacher maps, three student maps and the scale weights [N, 3].
+    """
+    network = _Network(model)
+    fast, dtype = fast_form(network, precision == "bf16", model.teacher.multiple)
+    own = copy.deepcopy(network).eval() if fast is network else fast
+    return own.requires_grad_(False), dtype
 
 
 class Predictor:
@@ -50,11 +61,9 @@ class Predictor:
         compile: bool = False,  # noqa: A002
     ) -> None:
         self.config, self.device = model.config, device
-        network = _Network(model)
-        fast, dtype = fast_form(network, precision == "bf16", model.teacher.multiple)
+        network, dtype = network_of(model, precision)
         self._dtype, self._autocast = dtype or torch.float32, dtype is None
-        own = copy.deepcopy(network).eval() if fast is network else fast
-        placed = own.requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        placed = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network: Any = placed
         scaling = self.config.preprocessing
         # On the device once and for all: a copy in each call would wait for it.

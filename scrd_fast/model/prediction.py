@@ -12,8 +12,9 @@ from scrd_fast.config import ModelConfig
 from scrd_fast.model.objectives import trains_weights
 from scrd_fast.model.reference import combined_score, scale_weights
 from scrd_fast.ops import anomaly_map
+from scrd_fast.ops.anomaly_map import AnomalyMap
 
-__all__ = ["TOP", "Prediction", "compared", "peak_of", "prediction_of"]
+__all__ = ["TOP", "Prediction", "compared", "peak_of", "prediction_from", "prediction_of"]
 
 TOP = (0.01, 0.05)  # shares of the pixels, of the scores top1 and top5
 
@@ -34,6 +35,11 @@ def prediction_of(
     """The prediction of `size` (H, W) that follows from teacher and student maps and the scale weights [N, 3]."""
     chosen = weights if config.map_weights else None
     found = anomaly_map(features, student, chosen, size, sigma=config.sigma, top=TOP, return_scales=True)
+    return prediction_from(config, found, weights)
+
+
+def prediction_from(config: ModelConfig, found: AnomalyMap, weights: Tensor) -> Prediction:
+    """The same from a map with its `TOP` and the scales' means, and the scale weights."""
     assert found.map is not None  # for the type checker: all were asked for
     assert found.max is not None
     assert found.top is not None

@@ -46,8 +46,9 @@ def predict_tiles(canvases: Tensor, config: ModelConfig, predict: Callable[[Tens
     if canvases.shape[2:] != (side, side):
         raise ValueError(f"images must be [N, 3, {side}, {side}], the canvas of the model, got {list(canvases.shape)}")
     ramps = _weights_on(preprocessing, canvases.device)
-    maps = torch.zeros(len(canvases), 1, side, side, device=canvases.device)
-    weights, scales = (torch.zeros(len(canvases), 3, device=canvases.device) for _ in range(2))
+    count = canvases.shape[0]  # `len` would be a constant of an exported graph
+    maps = torch.zeros(count, 1, side, side, device=canvases.device)
+    weights, scales = (torch.zeros(count, 3, device=canvases.device) for _ in range(2))
     for i, top in enumerate(_starts(preprocessing)):
         for j, left in enumerate(_starts(preprocessing)):
             tile = (..., slice(top, top + size), slice(left, left + size))
@@ -55,8 +56,8 @@ def predict_tiles(canvases: Tensor, config: ModelConfig, predict: Callable[[Tens
             maps[tile] += ramps[i][:, None] * ramps[j] * part.map
             weights += part.weights
             scales += part.scales
-    count = preprocessing.tiles**2
-    whole = Prediction(maps, _scores(maps), weights / count, scales / count, peak_of(maps))
+    tiles = preprocessing.tiles**2
+    whole = Prediction(maps, _scores(maps), weights / tiles, scales / tiles, peak_of(maps))
     return compared(config, whole)
 
 
