@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrd_fast.bench.results import Results, seconds, unit_of
+from scrd_fast.bench.results import Results, seconds, share, unit_of
 from scrd_fast.errors import MissingExtraError, ScrdFastError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _label(row: dict[str, Any]) -> str:
 
 def _words(row: dict[str, Any]) -> str:
     time, percent = seconds(row["times"]["wall_warm"]["median"]), row["percent"] or {}
-    return time + (f", {max(percent.values()):.2g} %" if percent else "")
+    return time + (f", {share(max(percent.values()))}" if percent else "")
 
 
 def _colour(row: dict[str, Any]) -> str:

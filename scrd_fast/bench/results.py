@@ -14,7 +14,20 @@ from scrd_fast.bench.harness import Row
 from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import nearest, write_atomically
 
-__all__ = ["COLUMNS", "KEY", "SCHEMA", "Results", "load", "plain", "save", "seconds", "to_csv", "unfinished", "unit_of"]
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "SCHEMA",
+    "Results",
+    "load",
+    "plain",
+    "save",
+    "seconds",
+    "share",
+    "to_csv",
+    "unfinished",
+    "unit_of",
+]
 
 SCHEMA = "scrd_fast.bench/1"
 COLUMNS = ("wall_warm", "wall_cold", "device_warm", "device_cold")
@@ -32,6 +45,15 @@ def seconds(value: float) -> str:
     """
     size, unit = next((u for u in UNITS if value >= u[0]), (1.0, "s"))
     return f"{value / size:.3g} {unit}"
+
+
+def share(percent: float) -> str:
+    """Two digits, or all before the point.
+
+    >>> share(3.14), share(41.7), share(101.2)
+    ('3.1 %', '42 %', '101 %')
+    """
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def plain(row: Row) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class Session:
                 self._workers[key] = Worker(environment, self.threads, python)
             return self._workers[key]
 
+        worker()  # it starts while the others are prepared
         return RemoteRunner(worker, case, contender, device, self.seeds(case), expected, self._compile_limit)
 
     def _compile_limit(self) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scrd_fast.bench.results import seconds, unfinished, unit_of
+from scrd_fast.bench.results import seconds, share, unfinished, unit_of
 
 __all__ = ["render"]
 
@@ -66,7 +66,7 @@ def _header(results: dict[str, Any]) -> list[str]:
         f"versions: {_versions(versions)}",
         *(f"environment of {name}: {_versions(found)}" for name, found in results.get("environments", {}).items()),
         f"commit: {results['commit'] or 'unknown'}{dirty}; {results['time']}; seed {results['seed']}"
-        + ("; quick" if results["quick"] else ""),
+        + ("; quick: few cases, short turns, no torch.compile" if results["quick"] else ""),
         f"load before and after: {results['before']['load_1min']}, {results['after']['load_1min']}{_busy(results)}",
         *_peaks(results["peaks"]),
     ]
@@ -140,10 +140,10 @@ def _cells(
         note = f" ({row['how']})" if "device_warm" in times else ""
         cells += [time("device_warm") + note, time("device_cold")]
     percent = row["percent"] or {}
-    share = max(percent, key=lambda name: percent[name]) if percent else ""
+    bound = max(percent, key=lambda name: percent[name], default="")
     cells += [rate(row) for rate in rates] + [ratio(name) for name in rivals]
     cells += [
-        f"{percent[share]:.2g} % {share}" if share else "",
+        f"{share(percent[bound])} {bound}" if bound else "",
         seconds(row["compile_s"]) if row["compile_s"] is not None else "",
     ]
     return cells
