@@ -46,7 +46,8 @@ def main() -> None:
         print(
             f"{row['contender']:40s} {row['seconds']:8.3f} s a step, {row['times faster']:5.2f} x; "
             f"{row['peak_bytes'] / 1e9:6.2f} GB, {row['memory share']:4.0%}; "
-            f"{row['floor_share']:4.0%} of the matmul rate ({row['matmul_rate'] / 1e9:.0f} GFLOP/s)"
+            f"{row['floor_share']:4.0%} of the matmul rate "
+            f"({row['matmul_rate'] / 1e9:.0f} GFLOP/s, {row['matmul_side']} rows)"
         )
         if row["budget"]:
             total = sum(row["budget"].values())

@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 from pathlib import Path
 
-__all__ = ["free_memory", "give_back_freed_memory", "keep_freed_memory", "memory_limit", "total_memory"]
+__all__ = [
+    "free_memory",
+    "give_back_freed_memory",
+    "keep_freed_memory",
+    "memory_limit",
+    "process_bytes",
+    "total_memory",
+]
 
 _GROUPS = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -88,3 +96,17 @@ def _of_group(folder: Path, *, old: bool) -> tuple[int, int] | None:
         return limit, used
     cached = re.search(r"^total_inactive_file (\d+)$" if old else r"^inactive_file (\d+)$", stat, re.MULTILINE)
     return limit, used - int(cached[1] if cached else 0)
+
+
+def process_bytes(field: str, pid: int | str = "self", file: str = "status") -> int:
+    """What the kernel says in a file of /proc/PID; 0 where there is none, as of a process that has just ended. `VmHWM`
+    is the largest resident set since the process began; `ru_maxrss` would begin with that of the one that started it.
+
+    >>> process_bytes("VmHWM") >= 0, process_bytes("VmHWM", pid="nobody")
+    (True, 0)
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    return 0

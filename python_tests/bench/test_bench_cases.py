@@ -167,7 +167,7 @@ def remote(worker: Worker, name: str, wrong: float = 0.0, variant: str = "opensi
     contender = next(c for c in PATCH.contenders if c.key == (name, variant))
     seeds = [0, 1]
     expected = [PATCH.oracle(PATCH.inputs(seed, CPU), variant) + wrong for seed in seeds]
-    return RemoteRunner(worker, PATCH, contender, CPU, seeds, expected, lambda: 60.0)
+    return RemoteRunner(lambda: worker, PATCH, contender, CPU, seeds, expected, lambda: 60.0)
 
 
 def test_a_process_of_its_own_measures_and_checks(worker: Worker) -> None:
@@ -216,7 +216,7 @@ def test_its_absences_and_errors_come_back(worker: Worker) -> None:
 
 def test_nothing_is_compiled_when_no_time_is_left(worker: Worker) -> None:
     compiled = next(c for c in PATCH.contenders if c.compiles)
-    runner = RemoteRunner(worker, PATCH, compiled, CPU, [0], [], lambda: -1.0)
+    runner = RemoteRunner(lambda: worker, PATCH, compiled, CPU, [0], [], lambda: -1.0)
     with pytest.raises(UnavailableError, match="no time is left to compile it"):
         runner.open()
     assert worker.alive

@@ -3,57 +3,23 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import ENOUGH, case, contender, doubled
+from made import ENOUGH, GOOD, REFERENCE, case, contender, doubled
 
 from scrd_fast.bench import harness, machine, run
-from scrd_fast.bench.results import SCHEMA, compare, load, plot, save, to_csv
+from scrd_fast.bench.comparison import compare
+from scrd_fast.bench.plots import plot
+from scrd_fast.bench.results import SCHEMA, load, save, to_csv
 from scrd_fast.bench.run import Session
 from scrd_fast.bench.table import render
 from scrd_fast.cli import main
 from scrd_fast.console import Console
-
-GOOD = contender("scrd_fast", doubled)
-REFERENCE = contender("reference", lambda x: x + x, on_cpu=True)
-WRONG = contender("wrong", lambda x: 3 * x)
-
-
-@pytest.fixture
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command measures a made-up case, and a machine of boundless speed."""
-    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE)])
-    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes, reads: ENOUGH)
-
-
-@pytest.fixture
-def _with_failure(_tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, REFERENCE, WRONG)])
-
-
-@pytest.fixture
-def images(_tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """Of a case that counts images, six a call, with rivals of its own and one that is not there."""
-    away = contender("elsewhere", doubled, environment="elsewhere")
-    made = dataclasses.replace(case(GOOD, REFERENCE, away), op="map", unit="images", rivals=("reference", "elsewhere"))
-    monkeypatch.setattr(run, "select", lambda ops, short: [made, case(GOOD, REFERENCE)])
-    out = tmp_path / "images.json"
-    assert not run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
-    return load(out)
-
-
-@pytest.fixture
-def results(_with_failure: None, tmp_path: Path) -> dict[str, Any]:
-    out = tmp_path / "made.json"
-    assert run.bench(Console(quiet=True), [], True, out, "cpu", 3, 1)
-    return load(out)
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -100,63 +66,6 @@ def test_json_comes_back_as_it_was(results: dict[str, Any], tmp_path: Path) -> N
     assert load(tmp_path / "again.json") == results
 
 
-def changed(results: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    other = copy.deepcopy(results)
-    change(next(row for row in other["rows"] if row["contender"] == "scrd_fast"))
-    return other
-
-
-def scaled(column: str, factor: float) -> Callable[[dict[str, Any]], None]:
-    def change(row: dict[str, Any]) -> None:
-        row["times"][column]["median"] *= factor
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "tolerance", "code", "text"),
-    [
-        (lambda row: None, 0.1, 0, "nothing is slower by more than 10%"),
-        (scaled("wall_warm", 1.05), 0.1, 0, "nothing is slower"),
-        (scaled("wall_warm", 1.05), 0.01, 1, "worse: double, three, scrd_fast, cpu, float32: wall_warm 1.05 times"),
-        (scaled("wall_cold", 1.3), 0.1, 1, "wall_cold 1.30 times"),
-        (scaled("wall_warm", 0.5), 0.1, 0, "better: double, three, scrd_fast, cpu, float32: wall_warm 2.00 times"),
-        (lambda row: row.update(status="FAIL", reason="wrong", times={}), 9.0, 1, "was ok, is FAIL (wrong)"),
-        (lambda row: row.update(contender="other"), 9.0, 1, "was ok, is absent"),
-    ],
-)
-def test_compare_exits_1_beyond_the_tolerance(
-    results: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    change: Callable[[dict[str, Any]], None],
-    tolerance: float,
-    code: int,
-    text: str,
-) -> None:
-    before, after = tmp_path / "a.json", tmp_path / "b.json"
-    save(before, results)
-    save(after, changed(results, change))
-    capsys.readouterr()
-    assert main(["bench", "--compare", str(before), str(after), "--tolerance", str(tolerance)]) == code
-    assert text in capsys.readouterr().out
-
-
-def test_a_row_that_was_not_ok_cannot_get_worse(results: dict[str, Any]) -> None:
-    bad = changed(results, lambda row: row.update(status="FAIL", times={}))
-    assert not compare(bad, bad, 0.0)[1]
-    assert not compare(bad, results, 1e9)[1]
-
-
-def test_another_machine_is_pointed_out(results: dict[str, Any]) -> None:
-    other = copy.deepcopy(results)
-    other["machine"]["cpu"] = "Z80"
-    other["threads"] = 64
-    lines, worse = compare(results, other, 0.1)
-    assert not worse
-    assert [line.split(":")[1].split()[1] for line in lines] == ["processor", "threads"]
-
-
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": "scrd_fast.bench/0"}', "{}"])
 def test_what_is_no_result_is_refused_in_one_line(
     content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -180,21 +89,6 @@ def test_csv_holds_every_row_exactly(results: dict[str, Any]) -> None:
         assert line["rate"] == ("" if row["rate"] is None else repr(row["rate"]))
     assert float(lines[0]["reference"]) == results["rows"][0]["ratios"]["reference"]
     assert lines[0]["torch"] == results["versions"]["torch"]
-
-
-def test_csv_and_plot_are_made_from_the_json_alone(
-    results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(run, "measure", None)  # nothing is measured
-    stored = tmp_path / "stored.json"
-    save(stored, results)
-    capsys.readouterr()
-    flags = ["--results", str(stored), "--csv", str(tmp_path / "t.csv"), "--plot", str(tmp_path / "p.png")]
-    assert main(["bench", *flags]) == 0
-    assert (tmp_path / "t.csv").read_text() == to_csv(results)
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out == render(results) + "\n"
 
 
 @pytest.mark.usefixtures("_tiny")
@@ -234,7 +128,7 @@ def test_a_run_that_is_killed_keeps_its_finished_cases(
     assert (found["finished"], found["left_out"]) == (False, ["double: c"])
     assert set(found) == set(load(_finished(monkeypatch, tmp_path)))
     assert render(found).endswith("UNFINISHED, the run ended before: double: c")
-    assert "note: the new run was not finished" in compare(found | {"finished": True}, found, 0.1)[0]
+    assert "the new run was not finished" in compare(found | {"finished": True}, found, 0.1).notes
     assert main(["bench", "--results", str(out)]) == 0
     assert "UNFINISHED" in capsys.readouterr().out
 
@@ -253,7 +147,7 @@ def _finished(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 def test_a_later_peak_may_save_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What was saved after the first case does not decide what the end says of it."""
     low, seen = dataclasses.replace(ENOUGH, copy={64: 1e-9}), []
-    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes, reads: low if not seen else ENOUGH)
+    monkeypatch.setattr(run, "measure_peaks", lambda device, sizes, reads, repeats: low if not seen else ENOUGH)
 
     def save_and_look(path: Path, results: dict[str, Any]) -> None:
         seen.append([row["status"] for row in results["rows"]])
@@ -280,22 +174,6 @@ def test_a_rival_elsewhere_is_asked_for_by_its_option(images: dict[str, Any]) ->
     assert row["status"] == "unavailable"
     assert row["reason"] == "needs --elsewhere PYTHON of an environment with elsewhere"
     assert images["environments"] == {}
-
-
-def test_rates_of_two_units_do_not_share_an_axis(images: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
-    images["rows"] += [dict(row, case="four") for row in images["rows"]]
-    plot(images, Path("none.png"))
-    labels = [axis.get_xlabel() for axis in drawn[0].axes]
-    tail = "per second (warm, wall time)"
-    assert labels == ["", "", f"images {tail}", f"octave samples {tail}"]
-    assert [axis.get_xscale() for axis in drawn[0].axes] == ["log"] * 4
-    limits = [axis.get_xlim() for axis in drawn[0].axes]
-    assert limits[0] == limits[2]
-    assert limits[1] == limits[3]
 
 
 def test_results_of_before_there_were_units_are_shown(results: dict[str, Any], tmp_path: Path) -> None:

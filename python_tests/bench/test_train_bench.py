@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -65,4 +66,7 @@ def test_the_script_prints_and_writes_both_sides(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert "resnet18, 64 px, batch 2" in lines[1]
     assert [line.split("  ")[0] for line in lines[2:] if not line.startswith(" ")] == list(CONTENDERS)
-    assert (tmp_path / "t.json").stat().st_size > 1000
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    for row in rows:
+        assert row["matmul_side"] in (256, 512, 1024, 2048)
+        assert f"GFLOP/s, {row['matmul_side']} rows)" in done.stdout

@@ -90,13 +90,16 @@ class Case:
 @dataclass(frozen=True)
 class Schedule:
     """How long: `rounds` turns for each contender, a turn of about `slot` seconds warm and as many cold; one that
-    has used `limit` seconds stops after three turns. `rotations` is the number of sets of inputs."""
+    has used `limit` seconds stops after `least` turns. `rotations` is the number of sets of inputs, `peaks` how often
+    each way to a peak is tried."""
 
     rounds: int = 9
+    least: int = 3
     slot: float = 0.05
     limit: float = 30.0
     compile_limit: float = 180.0
     rotations: int = 3
+    peaks: int = 15
 
 
 class Bound(NamedTuple):
@@ -286,7 +289,7 @@ def _had_enough(case: Case, schedule: Schedule, turns: int, used: float) -> bool
     """Whether a contender that took `used` seconds for that many turns has no more."""
     if case.limit is not None and used > case.limit:
         return True
-    return used > schedule.limit and turns >= 3
+    return used > schedule.limit and turns >= schedule.least
 
 
 def _row(case: Case, runner: Runner) -> Row:
@@ -325,4 +328,4 @@ def _guard(row: Row, runner: Runner, step: Callable[[], None]) -> None:
 
 
 def quick(schedule: Schedule) -> Schedule:
-    return dataclasses.replace(schedule, rounds=3, slot=0.02, limit=5.0, rotations=2)
+    return dataclasses.replace(schedule, rounds=3, least=1, slot=0.02, limit=1.0, rotations=2, peaks=5)

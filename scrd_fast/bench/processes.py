@@ -3,8 +3,7 @@
 
 Memory is the proportional set size (`Pss` of /proc/PID/smaps_rollup), summed: a page that n processes share counts
 once, where a sum of resident sets would count it n times. It is sampled, so that a short peak may be missed. Of each
-single process the kernel keeps the peak itself (`VmHWM`; `ru_maxrss` would begin with that of the process which
-started it).
+single process the kernel keeps the peak itself.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 import scrd_fast
+from scrd_fast.memory import process_bytes
 
 __all__ = ["Observed", "environment", "members", "observe", "stop"]
 
@@ -66,8 +66,8 @@ def observe(
             while not done.wait(interval):
                 now = time.perf_counter() - start
                 pids = members(process.pid)
-                series.append((round(now, 2), sum(_bytes(pid, "smaps_rollup", "Pss") for pid in pids)))
-                peaks[0] = max([peaks[0], *(_bytes(pid, "status", "VmHWM") for pid in pids)])
+                series.append((round(now, 2), sum(process_bytes("Pss", pid, "smaps_rollup") for pid in pids)))
+                peaks[0] = max([peaks[0], *(process_bytes("VmHWM", pid) for pid in pids)])
                 if limit is not None and now > limit:
                     stop(process.pid)
 
@@ -104,11 +104,3 @@ def stop(session: int) -> None:
     for pid in members(session):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _bytes(pid: int, file: str, field: str) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) * 1024
-    return 0

@@ -88,11 +88,12 @@ class Worker:
 
 
 class RemoteRunner:
-    """The same steps as LocalRunner, in a worker. The right answers travel in a file."""
+    """The same steps as LocalRunner, in a worker, which is looked for when it is needed: the one of before may have
+    been given up. The right answers travel in a file."""
 
     def __init__(
         self,
-        worker: Worker,
+        find_worker: Callable[[], Worker],
         case: Case,
         contender: Contender,
         device: torch.device,
@@ -101,7 +102,8 @@ class RemoteRunner:
         compile_limit: Callable[[], float],
     ) -> None:
         self.contender, self.device = contender, device.type
-        self._worker, self._expected, self._limit = worker, expected, compile_limit
+        self._find_worker, self._expected, self._limit = find_worker, expected, compile_limit
+        self._worker: Worker | None = None
         self._request = {
             "op": case.op,
             "case": case.name,
@@ -114,6 +116,7 @@ class RemoteRunner:
         limit = self._limit() if self.contender.compiles else STEP_LIMIT
         if limit <= 0:
             raise UnavailableError("no time is left to compile it")
+        self._worker = self._find_worker()
         with tempfile.TemporaryDirectory(prefix="scrd_fast_bench_") as folder:
             file = Path(folder) / "expected.pt"
             torch.save(list(self._expected), file)
@@ -121,15 +124,19 @@ class RemoteRunner:
         return facts
 
     def check(self) -> float:
-        return float(self._worker.ask(STEP_LIMIT, step="check", contender=self.contender.key))
+        return float(self._ask("check"))
 
     def sample(self, slot: float) -> Samples:
-        samples: Samples = self._worker.ask(STEP_LIMIT, step="sample", contender=self.contender.key, slot=slot)
+        samples: Samples = self._ask("sample", slot=slot)
         return samples
 
     def close(self) -> None:
-        if self._worker.alive:
-            self._worker.ask(STEP_LIMIT, step="close", contender=self.contender.key)
+        if self._worker is not None and self._worker.alive:
+            self._ask("close")
+
+    def _ask(self, step: str, **facts: Any) -> Any:
+        assert self._worker is not None  # it is open
+        return self._worker.ask(STEP_LIMIT, step=step, contender=self.contender.key, **facts)
 
 
 class _Server:

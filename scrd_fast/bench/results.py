@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's JSON, and what is made from the JSON alone: comparison, CSV and plot."""
+"""A run's JSON, and the CSV that is made from it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,49 @@ from pathlib import Path
 from typing import Any
 
 from scrd_fast.bench.harness import Row
-from scrd_fast.errors import MissingExtraError, ScrdFastError
+from scrd_fast.errors import ScrdFastError
 from scrd_fast.files import nearest, write_atomically
 
-__all__ = ["COLUMNS", "SCHEMA", "compare", "load", "plain", "plot", "save", "to_csv", "unfinished"]
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "SCHEMA",
+    "Results",
+    "load",
+    "plain",
+    "save",
+    "seconds",
+    "share",
+    "to_csv",
+    "unfinished",
+    "unit_of",
+]
 
 SCHEMA = "scrd_fast.bench/1"
 COLUMNS = ("wall_warm", "wall_cold", "device_warm", "device_cold")
 STATISTICS = ("median", "p20", "p80", "n")
 KEY = ("op", "case", "contender", "variant", "device", "dtype")
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 Results = dict[str, Any]
+
+
+def seconds(value: float) -> str:
+    """Three digits and a unit.
+
+    >>> seconds(0.01234), seconds(3.2e-6), seconds(0.0)
+    ('12.3 ms', '3.2 us', '0 s')
+    """
+    size, unit = next((u for u in UNITS if value >= u[0]), (1.0, "s"))
+    return f"{value / size:.3g} {unit}"
+
+
+def share(percent: float) -> str:
+    """Two digits, or all before the point.
+
+    >>> share(3.14), share(41.7), share(101.2)
+    ('3.1 %', '42 %', '101 %')
+    """
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
 
 
 def plain(row: Row) -> dict[str, Any]:
@@ -58,50 +91,6 @@ def unfinished(results: Results) -> bool:
     return not results.get("finished", True)
 
 
-def _by_key(results: Results) -> dict[tuple[str, ...], dict[str, Any]]:
-    return {tuple(row[name] for name in KEY): row for row in results["rows"]}
-
-
-def compare(before: Results, after: Results, tolerance: float) -> tuple[list[str], bool]:
-    """What changed by more than `tolerance` (a share of the median), as lines, and whether anything got worse:
-    a time that grew, or a row that was ok and is no longer."""
-    lines, worse = _differences(before, after), False
-    new = _by_key(after)
-    for key, old in _by_key(before).items():
-        if old["status"] != "ok":
-            continue
-        row, name = new.get(key), ", ".join(part for part in key if part)
-        if row is None or row["status"] != "ok":
-            worse = True
-            lines.append(f"worse: {name}: was ok, is {row['status'] + ' (' + row['reason'] + ')' if row else 'absent'}")
-            continue
-        for column in COLUMNS:
-            if column in old["times"] and column in row["times"]:
-                a, b = old["times"][column]["median"], row["times"][column]["median"]
-                if b > a * (1 + tolerance):
-                    worse = True
-                    lines.append(f"worse: {name}: {column} {b / a:.2f} times {a:.3g} s")
-                elif b * (1 + tolerance) < a:
-                    lines.append(f"better: {name}: {column} {a / b:.2f} times faster than {a:.3g} s")
-    return lines, worse
-
-
-def _differences(before: Results, after: Results) -> list[str]:
-    """What makes the two runs hard to compare."""
-    lines = [
-        f"note: the {name} run was not finished" for name, run in (("old", before), ("new", after)) if unfinished(run)
-    ]
-    for title, a, b in (
-        ("processor", before["machine"]["cpu"], after["machine"]["cpu"]),
-        ("GPU", before["machine"]["gpu"], after["machine"]["gpu"]),
-        ("threads", before["threads"], after["threads"]),
-        ("versions", before["versions"], after["versions"]),
-    ):
-        if a != b:
-            lines.append(f"note: different {title}: {a} and {b}")
-    return lines
-
-
 def to_csv(results: Results) -> str:
     """One line a row; times in seconds, empty where there is none."""
     facts = {
@@ -121,7 +110,7 @@ def to_csv(results: Results) -> str:
     writer.writeheader()
     for row in results["rows"]:
         line = {name: row[name] for name in (*own, "compile_s", "rate")} | row["ratios"] | facts
-        line["unit"] = _unit(row)
+        line["unit"] = unit_of(row)
         line["shape"] = "x".join(map(str, row["shape"]))
         for column, values in row["times"].items():
             line |= {f"{column}_{statistic}": values[statistic] for statistic in STATISTICS}
@@ -130,40 +119,6 @@ def to_csv(results: Results) -> str:
     return out.getvalue()
 
 
-def _unit(row: dict[str, Any]) -> str:
+def unit_of(row: dict[str, Any]) -> str:
     """Of the rate. Results of before there were several say nothing."""
     return str(row.get("unit", "octave samples"))
-
-
-def plot(results: Results, path: Path) -> None:
-    """Bars of the rates, a panel a case, those of one unit on one axis; a row without a time has a name and no bar."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "model") from None
-    cases = list(dict.fromkeys((row["op"], row["case"]) for row in results["rows"]))
-    groups = [[r for r in results["rows"] if (r["op"], r["case"]) == case] for case in cases]
-    figure = Figure(figsize=(9, sum(1 + 0.28 * len(group) for group in groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[3 + len(group) for group in groups])[:, 0]
-    last = {_unit(group[0]): axis for axis, group in zip(axes, groups, strict=True)}
-    for axis, case, group in zip(axes, cases, groups, strict=True):
-        names = [f"{r['contender']} {r['variant']} ({r['device']})" for r in group]
-        rates = [r["rate"] or 0 for r in group]
-        axis.barh(range(len(group)), rates)
-        axis.set_yticks(range(len(group)), names, fontsize=7)
-        axis.invert_yaxis()
-        for i, row in enumerate(group):
-            if row["status"] != "ok":
-                axis.text(0.01, i, row["status"], transform=axis.get_yaxis_transform(), va="center", fontsize=7)
-        axis.set_title(f"{case[0]}: {case[1]}", fontsize=9)
-        unit = _unit(group[0])
-        if axis is last[unit]:
-            axis.set_xlabel(f"{unit} per second (warm, wall time)")
-        else:
-            axis.sharex(last[unit])
-            axis.tick_params(labelbottom=False)
-        if any(row["rate"] for row in group):
-            axis.set_xscale("log")
-    facts = (results["machine"]["gpu"] or {}).get("name") or results["machine"]["cpu"]
-    figure.suptitle(f"{facts}, {results['threads']} threads, torch {results['versions']['torch']}", fontsize=9)
-    figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-FIRST_TRIES, FINALISTS = 3, 4  # runs of each reader, and how many of them run on
+FIRST_TRIES, FINALISTS = 1, 6  # runs of each reader after one that warms up, and how many of them run on
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,23 @@ class Work:
 #   sum, 4 bounds and own corner, 7 comparisons of corners, 9 sums of pairs and distances, 5 comparisons of those.
 POINT_FLOPS64 = 3 + 3 + 3 + 3 + 3 + 2 + 4 + 7 + 9 + 5
 #   float32: 6 displacement from the cell's origin; for a vertex 6 displacement, 6 + 1 + 2 falloff, 1 amplitude, 3
-#   products.
-POINT_FLOPS, POINT_VERTEX_FLOPS = 6, 6 + 6 + 1 + 2 + 1 + 3
+#   products. Fused are 3 of the displacement and 3 of the falloff.
+POINT_FLOPS, POINT_VERTEX_FLOPS, POINT_VERTEX_FUSED = 6, 6 + 6 + 1 + 2 + 1 + 3, 3 + 3
 #   integers, a vertex: 3 lattice coordinates.
 POINT_VERTEX_INTS = 3
 # Once a sample, for a vertex: 2 sums of indices; 3 loads of the permutation and 1 of the gradient; 3 multiply-adds.
 # Counted as if every vertex were looked up by itself, as GPUs do. The CPU kernel shares sums and loads between vertices
 # that are the same lattice point, or lie in one column of them, how many depends on octave and block: less is left than
 # is counted here.
-VERTEX_FLOPS, VERTEX_INTS, VERTEX_LOADS = 6, 2, 4
+VERTEX_FLOPS, VERTEX_FUSED, VERTEX_INTS, VERTEX_LOADS = 6, 3, 2, 4
 
 # The hashed variant, without a table and with four vertices. Once a point:
 #   float32: 3 fractions, 3 comparisons, 2 sum; a vertex: 2 + 6 displacement, 6 + 1 + 2 falloff, 1 amplitude, 3
-#   products.
+#   products. Fused are 3 of the falloff.
 #   integers: 4 sums and 6 products for the lattice coordinates, 6 to part cell and fraction; a vertex: 3 + 2 for its
 #   key.
 HASHED_VERTICES, HASHED_POINT_FLOPS, HASHED_POINT_VERTEX_FLOPS = 4, 3 + 3 + 2, 2 + 6 + 6 + 1 + 2 + 1 + 3
+HASHED_POINT_VERTEX_FUSED = 3
 HASHED_POINT_INTS, HASHED_POINT_VERTEX_INTS = 4 + 6 + 6, 3 + 2
 # Once a sample, for a vertex: 9 for the hash, 2 signs; 2 sums.
 HASHED_VERTEX_FLOPS, HASHED_VERTEX_INTS = 2, 9 + 2
@@ -107,13 +109,17 @@ def simplex_work(
     """`count` seeds read once, `count` blocks of float32 written once; the permutations stay in a cache."""
     elements = size[0] * size[1] * size[2]
     points, moved = elements * octaves if count else 0, count * (8 + 4 * elements)
-    samples = count * points
+    vertices = mean_vertices(size, octaves, frequency) if points else 0.0
+    return _noise(points, count * points, vertices, variant, moved)
+
+
+def _noise(points: int, samples: int, vertices: float, variant: str, moved: int) -> Work:
+    """Of so many points and samples, octaves counted; `vertices` are OpenSimplex noise's for a sample on average."""
     if variant == "hashed":
         v = HASHED_VERTICES
         flops = points * (HASHED_POINT_FLOPS + v * HASHED_POINT_VERTEX_FLOPS) + samples * v * HASHED_VERTEX_FLOPS
         ints = points * (HASHED_POINT_INTS + v * HASHED_POINT_VERTEX_INTS) + samples * v * HASHED_VERTEX_INTS
-        return Work(samples, flops, 0.0, ints, 0.0, moved)
-    vertices = mean_vertices(size, octaves, frequency) if samples else 0.0
+        return Work(samples, flops, 0.0, ints, 0.0, moved, points * v * HASHED_POINT_VERTEX_FUSED)
     return Work(
         samples,
         points * (POINT_FLOPS + vertices * POINT_VERTEX_FLOPS) + samples * vertices * VERTEX_FLOPS,
@@ -121,6 +127,7 @@ def simplex_work(
         points * vertices * POINT_VERTEX_INTS + samples * vertices * VERTEX_INTS,
         samples * vertices * VERTEX_LOADS,
         moved,
+        points * vertices * POINT_VERTEX_FUSED + samples * vertices * VERTEX_FUSED,
     )
 
 
@@ -130,20 +137,24 @@ def synthesize_work(
     itemsize: int = 4,
     variant: str = "opensimplex",
     inplace: bool = False,
+    octaves: int = 6,
+    frequency: float = 1 / 32,
 ) -> Work:
-    """Every image is read once and written once; in place, only the boxes are. Each box has noise of its own size, and
-    counts as if its points were its own: the CPU kernel shares them between images."""
-    patches = [simplex_work(1, (shape[1], h, w), variant=variant) for _, _, h, w in boxes]
-    added = sum(shape[1] * h * w for _, _, h, w in boxes)
-    pixels = added if inplace else shape[0] * shape[1] * shape[2] * shape[3]
-    return Work(
-        sum(p.samples for p in patches),
-        sum(p.flops32 for p in patches) + 2 * added,  # times the strength, plus the pixel
-        sum(p.flops64 for p in patches),
-        sum(p.int_ops for p in patches),
-        sum(p.loads for p in patches),
-        2 * pixels * itemsize + len(boxes) * (16 + 8),
+    """Every image is read once and written once; in place, only the boxes are. Coordinates count from each box's
+    corner, so that boxes share their points: those of the batch are those that lie in any box."""
+    channels = shape[1]
+    covered = np.zeros((max(h for _, _, h, _ in boxes), max(w for *_, w in boxes)), dtype=bool)
+    for _, _, h, w in boxes:
+        covered[:h, :w] = True
+    points = channels * int(covered.sum()) * octaves
+    added = sum(channels * h * w for _, _, h, w in boxes)
+    vertices = sum(
+        channels * h * w * mean_vertices((channels, h, w), octaves, frequency) for *_, h, w in boxes if h * w
     )
+    pixels = added if inplace else shape[0] * shape[1] * shape[2] * shape[3]
+    moved = 2 * pixels * itemsize + len(boxes) * (16 + 8)
+    noise = _noise(points, added * octaves, vertices / max(added, 1), variant, moved)
+    return dataclasses.replace(noise, flops32=noise.flops32 + 2 * added)  # times the strength, plus the pixel
 
 
 @functools.cache
@@ -238,7 +249,7 @@ def percent(work: Work, seconds: float, peaks: Peaks) -> tuple[float, float, flo
 
 
 def measure_peaks(
-    device: torch.device, sizes: Sequence[int] = (), repeats: int = 15, reads: Sequence[int] = ()
+    device: torch.device, sizes: Sequence[int] = (), reads: Sequence[int] = (), repeats: int = 15
 ) -> Peaks:
     """Measure on `device`: copies that move each of `sizes` bytes and one far beyond the caches, readers of each of
     `reads` bytes and of as many if there are any, and matrix products in float32 (TF32 off) and float64. The best of
@@ -269,8 +280,8 @@ def measure_peaks(
 
 
 def _read_rate(size: int, device: torch.device, repeats: int) -> float:
-    """Of the fastest of many readers: none of torch's is the fastest at every size and on every processor. All run a
-    few times, the best of them then `repeats` times more."""
+    """Of the fastest of many readers: none of torch's is the fastest at every size and on every processor. All run
+    twice, the best of them then `repeats` times more."""
     width = 2**16 if size >= 2**22 else 2**10  # floats of the longest row
     buffer = torch.rand(max(size // 4 // width, 2) // 2 * 2 * width, device=device)
     inner = max(1, min(200, 2**24 // size))

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from scrd_fast.bench.cases import select
+from scrd_fast.bench.comparison import compare
 from scrd_fast.bench.harness import Bound, Case, Contender, LocalRunner, Row, Runner, Schedule, measure, quick
 from scrd_fast.bench.machine import commit, machine, state, versions
+from scrd_fast.bench.plots import check_plot, plot
 from scrd_fast.bench.remote import RemoteRunner, Worker
-from scrd_fast.bench.results import SCHEMA, compare, load, plain, plot, save, to_csv
+from scrd_fast.bench.results import SCHEMA, load, plain, save, to_csv
 from scrd_fast.bench.roofline import Peaks, Work, measure_peaks, percent
 from scrd_fast.bench.table import render
 from scrd_fast.bench.timing import Clock, Samples, clock_for, cores
@@ -31,6 +33,7 @@ from scrd_fast.files import write_atomically
 
 __all__ = ["Session", "bench", "chosen", "judge", "show", "show_comparison"]
 
+QUICK_SECONDS = 75.0  # what has begun by then ends within two minutes, on a busy machine too
 MARGIN = 5.0  # percent by which a row may exceed a peak: both are measured, at different times
 
 
@@ -81,7 +84,7 @@ class Session:
         sizes = [work.bytes for work in works if not work.reads]
         reads = [work.bytes for work in works if work.reads]
         for device in {self.device, here}:
-            found, known = measure_peaks(device, sizes, reads=reads), self.peaks.get(device.type)
+            found, known = measure_peaks(device, sizes, reads, self.schedule.peaks), self.peaks.get(device.type)
             self.peaks[device.type] = found.better(known) if known else found
 
     def runners(self, case: Case, contenders: Sequence[Contender]) -> list[Runner]:
@@ -124,11 +127,15 @@ class Session:
         if contender.isa is not None and (why := self._no_isa(case, contender.isa)):
             return _Absent(contender, device.type, why)
         expected = self._prepared(case, contender.variant, device)[1]
-        worker = self._workers.get(key)
-        if worker is None or not worker.alive:
-            environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
-            python = self._pythons.get(contender.environment, sys.executable)
-            worker = self._workers[key] = Worker(environment, self.threads, python)
+        environment = {"SCRD_FAST_ISA": contender.isa} if contender.isa else {}
+        python = self._pythons.get(contender.environment, sys.executable)
+
+        def worker() -> Worker:
+            if key not in self._workers or not self._workers[key].alive:
+                self._workers[key] = Worker(environment, self.threads, python)
+            return self._workers[key]
+
+        worker()  # it starts while the others are prepared
         return RemoteRunner(worker, case, contender, device, self.seeds(case), expected, self._compile_limit)
 
     def _compile_limit(self) -> float:
@@ -262,8 +269,9 @@ def bench(
     time_limit: float | None = None,
     pythons: Mapping[str, str] | None = None,
 ) -> bool:
-    """Measure; returns whether a row failed. After `time_limit` seconds no further case begins. `out` has what was
-    measured so far after each case, so that a run that is killed loses one case."""
+    """Measure; returns whether a row failed. After `time_limit` seconds, of a short run `QUICK_SECONDS` unless it is
+    given, no further case begins. `out` has what was measured so far after each case, so that a run that is killed
+    loses one case."""
     for name, python in (pythons or {}).items():
         if shutil.which(python) is None:
             raise ScrdFastError(
@@ -272,6 +280,10 @@ def bench(
     for path in (out, csv_path, plot_path):
         if path is not None and not path.parent.is_dir():
             raise ScrdFastError(f"{path.parent}: no such folder")
+    if plot_path is not None:
+        check_plot(plot_path)
+    if time_limit is None and short:
+        time_limit = QUICK_SECONDS
     device = pick_device(device_name)
     cases = [case for case in select(ops, short) if chosen(case, device, short)]
     schedule = quick(Schedule()) if short else Schedule()
@@ -354,7 +366,8 @@ def show(
     if csv_path is not None:
         write_atomically(csv_path, to_csv(results).encode())
     if plot_path is not None:
-        plot(results, plot_path)
+        for picture in plot(results, plot_path):
+            console.log(f"wrote {picture}")
     if path is not None:
         console.log(render(results))
         console.result(path, results)
@@ -366,9 +379,13 @@ def show(
 
 def show_comparison(console: Console, before: Path, after: Path, tolerance: float) -> bool:
     """Returns whether anything got worse."""
-    lines, worse = compare(load(before), load(after), tolerance)
+    old, new = load(before), load(after)
+    found = compare(old, new, tolerance)
     if console.json:
-        console.result(after, {"worse": worse, "tolerance": tolerance, "lines": lines})
-    else:
-        print("\n".join([*lines, "worse" if worse else f"nothing is slower by more than {tolerance:.0%}"]))
-    return worse
+        console.result(after, found.plain())
+        return found.worse
+    for name, path, run in (("old", before, old), ("new", after, new)):
+        changed = ", with changes" if run["dirty"] else ""
+        print(f"{name}: {path}, commit {(run['commit'] or 'unknown')[:12]}{changed}, {run['time']}")
+    print(found)
+    return found.worse

@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from scrd_fast.bench.processes import environment, members, observe, stop
 from scrd_fast.bench.screen_made import Setup, link_images, make_images, make_run, screen_command
+from scrd_fast.screening.writers import RESULTS, read_part
 
 __all__ = ["compare", "kills", "memory", "rows_of"]
 
@@ -58,7 +57,7 @@ def memory(setup: Setup, counts: Sequence[int], folder: Path, log: Callable[[str
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """Of all parts that a run has committed."""
-    return [row for path in sorted((out / "results").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return [row for path in sorted((out / RESULTS).glob("*.parquet")) for row in read_part(path)]
 
 
 def compare(expected: Sequence[Row], found: Sequence[Row]) -> dict[str, int]:

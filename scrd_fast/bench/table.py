@@ -6,22 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scrd_fast.bench.results import unfinished
+from scrd_fast.bench.results import seconds, share, unfinished, unit_of
 
 __all__ = ["render"]
 
-UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 IDLE_LOAD = 0.5
-
-
-def seconds(value: float) -> str:
-    """Three digits and a unit.
-
-    >>> seconds(0.01234), seconds(3.2e-6), seconds(0.0)
-    ('12.3 ms', '3.2 us', '0 s')
-    """
-    size, unit = next((u for u in UNITS if value >= u[0]), (1.0, "s"))
-    return f"{value / size:.3g} {unit}"
 
 
 def _samples(row: dict[str, Any]) -> str:
@@ -77,7 +66,7 @@ def _header(results: dict[str, Any]) -> list[str]:
         f"versions: {_versions(versions)}",
         *(f"environment of {name}: {_versions(found)}" for name, found in results.get("environments", {}).items()),
         f"commit: {results['commit'] or 'unknown'}{dirty}; {results['time']}; seed {results['seed']}"
-        + ("; quick" if results["quick"] else ""),
+        + ("; quick: few cases, short turns, no torch.compile" if results["quick"] else ""),
         f"load before and after: {results['before']['load_1min']}, {results['after']['load_1min']}{_busy(results)}",
         *_peaks(results["peaks"]),
     ]
@@ -114,7 +103,7 @@ def _case(rows: Sequence[dict[str, Any]]) -> list[str]:
     head = ["contender", "variant", "on", "warm", "p20-p80", "n", "cold"]
     head += ["device warm", "device cold"] if device else []
     rivals = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
-    rates = _rates(rows[0].get("unit", "octave samples"))
+    rates = _rates(unit_of(rows[0]))
     head += [name for name, _ in rates] + [f"x {name}" for name in rivals] + ["roofline", "compile"]
     body = [head]
     notes = {}
@@ -151,10 +140,10 @@ def _cells(
         note = f" ({row['how']})" if "device_warm" in times else ""
         cells += [time("device_warm") + note, time("device_cold")]
     percent = row["percent"] or {}
-    share = max(percent, key=lambda name: percent[name]) if percent else ""
+    bound = max(percent, key=lambda name: percent[name], default="")
     cells += [rate(row) for rate in rates] + [ratio(name) for name in rivals]
     cells += [
-        f"{percent[share]:.2g} % {share}" if share else "",
+        f"{share(percent[bound])} {bound}" if bound else "",
         seconds(row["compile_s"]) if row["compile_s"] is not None else "",
     ]
     return cells

@@ -121,7 +121,7 @@ def run(contender: str, setup: Setup) -> dict[str, Any]:
     peak = peak_bytes(device) - before
     del step
     gc.collect()
-    dtype = torch.bfloat16 if "bfloat16" in contender else torch.float32
+    side, rate = matmul_rate(torch.bfloat16 if "bfloat16" in contender else torch.float32, device)
     return {
         "times": times,
         "first_loss": first[0],
@@ -130,7 +130,8 @@ def run(contender: str, setup: Setup) -> dict[str, Any]:
         "peak_bytes": peak,
         "budget": None if budget is None else {k: v / setup.steps for k, v in budget.seconds.items()},
         "flops": count_flops(setup, cached="cached" in contender),
-        "matmul_rate": matmul_rate(dtype, device),
+        "matmul_side": side,
+        "matmul_rate": rate,
     }
 
 
@@ -186,8 +187,9 @@ def count_flops(setup: Setup, cached: bool = False) -> int:
     return int(share * ((1 if cached else 2) * teacher.get_total_flops() + rest.get_total_flops()))
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a product of two square matrices: small ones where the next larger ones would take long.
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> tuple[int, float]:
+    """Of a product of two square matrices: how many rows they have, and operations a second. Small ones where the next
+    larger ones would take long.
 
     A CPU without instructions for bfloat16 multiplies such matrices up to a hundred times slower than float32's.
     """
@@ -196,7 +198,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
         a = torch.rand(n, n, device=device).to(dtype)
         seconds = best_seconds(functools.partial(torch.mm, a, a), device, repeats=8)
         if n == largest or 8 * seconds > LONGEST_PRODUCT:
-            return 2 * n**3 / seconds
+            return n, 2 * n**3 / seconds
         n *= 2
 
 

@@ -32,7 +32,7 @@ from scrd_fast.evaluation import evaluate
 from scrd_fast.files import read_record, write_atomically
 from scrd_fast.labelled import Seen, labelled, see
 from scrd_fast.loop import Interrupted
-from scrd_fast.memory import give_back_freed_memory, keep_freed_memory
+from scrd_fast.memory import give_back_freed_memory, keep_freed_memory, process_bytes
 from scrd_fast.model.scrd import read_config
 from scrd_fast.reproduce.fitting import Fitted, fit_baseline, fit_trained
 from scrd_fast.reproduce.rivals import run_rival
@@ -167,10 +167,7 @@ def _time_methods(record: Record) -> Record:
 
 def _peak_bytes(device: torch.device) -> int:
     """Of a GPU's tensors, or of this process without the one that started it."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda" or not status.is_file():
-        return peak_bytes(device)
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return (0 if device.type == "cuda" else process_bytes("VmHWM")) or peak_bytes(device)
 
 
 def _forget_peak(device: torch.device) -> None:
