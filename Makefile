@@ -48,7 +48,7 @@ test: install tools
 wheel: install
 	TORCH_CUDA_ARCH_LIST="$(WHEEL_ARCHS)" $(BIN)/python python_tests/packaging/build_wheel.py dist
 
-test-release: install
+test-release: install tools
 	$(BIN)/python -m pytest -m release
 
 test-wheel: install

@@ -58,7 +58,15 @@ YAML = {
     "docs/reproduce.md": "reproduce page.yaml --out reproduced --dry-run",
 }
 # Pages whose blocks a test of their own runs.
-ELSEWHERE = {"python_tests/emulation/README.md": "python_tests/emulation/test_documented_driver.py"}
+ELSEWHERE = {
+    "docs/anomalib.md": "python_tests/integrations/with_anomalib.py",
+    "docs/export.md": "python_tests/export/export_files.py",
+    "docs/hub.md": "python_tests/test_hub.py",
+    "docs/routing.md": "python_tests/examples/routed.py",
+    "docs/serving.md": "python_tests/serving/test_serve_command.py",
+    "docs/sklearn.md": "python_tests/test_detector.py",
+    "python_tests/emulation/README.md": "python_tests/emulation/test_documented_driver.py",
+}
 
 
 class Block(NamedTuple):

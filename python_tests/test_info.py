@@ -135,10 +135,13 @@ def test_environment_and_compilers(tmp_path: Path) -> None:
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 12.4, V12.4.99'\n")
     nvcc.chmod(0o755)
-    found, usable, text = collect_with(tmp_path, None, CUDA_HOME=str(tmp_path / "toolkit"), MAX_JOBS="3")
+    variables = {"CUDA_HOME": str(tmp_path / "toolkit"), "MAX_JOBS": "3", "SCRD_FAST_TOKEN": "canary"}
+    found, usable, text = collect_with(tmp_path, None, **variables)
     assert usable
     assert found["compilers"]["nvcc"] == f"{nvcc}: release 12.4, V12.4.99"
     assert found["environment"]["MAX_JOBS"] == "3"
+    assert found["environment"]["SCRD_FAST_TOKEN"] == "(set)"
+    assert "canary" not in text
     assert "MAX_JOBS: 3" in text
 
 

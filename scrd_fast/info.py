@@ -27,7 +27,8 @@ from scrd_fast.memory import free_memory, memory_limit, total_memory
 
 __all__ = ["collect", "render", "usable"]
 
-# Those of the build, of the tests (SCRD_FAST_DATA, SCRD_FAST_ISA) and of torch's choice of GPUs.
+SECRET = "SCRD_FAST_TOKEN"  # is never shown
+# Those of the build, of the tests (SCRD_FAST_DATA, SCRD_FAST_ISA), of the service and of torch's choice of GPUs.
 VARIABLES = (
     "SCRD_FAST_CUDA",
     "SCRD_FAST_NATIVE",
@@ -39,6 +40,7 @@ VARIABLES = (
     "CXX",
     "SCRD_FAST_DATA",
     "SCRD_FAST_ISA",
+    SECRET,
     "CUDA_VISIBLE_DEVICES",
 )
 DICOM_SYNTAXES = (  # by pydicom's names
@@ -69,9 +71,14 @@ def collect() -> dict[str, Any]:
         "extras": _extras,
         "dicom_decoders": _dicom_decoders,
         "memory_bytes": _memory,
-        "environment": lambda: {name: os.environ.get(name) for name in VARIABLES},
+        "environment": lambda: {name: _shown(name) for name in VARIABLES},
     }
     return {name: _guarded(section) for name, section in sections.items()}
+
+
+def _shown(name: str) -> str | None:
+    value = os.environ.get(name)
+    return "(set)" if value and name == SECRET else value
 
 
 def usable(info: dict[str, Any], backend: Backend | None = None) -> bool:
