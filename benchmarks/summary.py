@@ -165,7 +165,7 @@ def _conditions(run: Results) -> str:
     on = f"{machine['cpu']} with {level}, {run['threads']} threads"
     if machine["gpu"]:
         on = f"{machine['gpu']['name']}, {on}"
-    return f"{on}, torch {run['versions']['torch']}, commit {run['commit'][:7]}, {run['time'][:10]}"
+    return f"{on}, torch {run['versions']['torch']}, commit {(run['commit'] or 'unknown')[:7]}, {run['time'][:10]}"
 
 
 def filled(text: str, runs: dict[str, Results]) -> str:

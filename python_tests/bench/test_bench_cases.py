@@ -12,7 +12,7 @@ import torch
 from made import CPU
 
 from scrd_fast.bench import isa as isas
-from scrd_fast.bench.cases import find, operators, select
+from scrd_fast.bench.cases import CASES, find, operators, select
 from scrd_fast.bench.harness import Case, Contender, Schedule, quick, worst
 from scrd_fast.bench.hashed_noise import hashed_noise
 from scrd_fast.bench.remote import RemoteRunner, Worker
@@ -93,6 +93,19 @@ def test_cases_are_named_once_and_fit_the_command() -> None:
     assert variants(PATCH) == ["opensimplex", "hashed"]
     keys = [c.key for c in PATCH.contenders]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_every_operator_has_a_case_before_any_has_a_second_one(short: bool) -> None:
+    """A run that is short of time leaves no operator out."""
+    for ops in ([], ["simplex_noise", "anomaly_map"]):
+        cases = select(ops, short)
+        known = ops or operators()
+        assert sorted(case.op for case in cases[: len(known)]) == sorted(known)
+        assert {case.op for case in cases} == set(known)
+        for op in known:
+            own = [case for case in CASES if case.op == op and (case.quick or not short)]
+            assert [case for case in cases if case.op == op] == own
 
 
 def test_each_device_has_its_contenders() -> None:
@@ -231,6 +244,32 @@ def test_a_process_that_takes_too_long_is_given_up() -> None:
     assert not slow.alive
     with pytest.raises(RuntimeError, match="ended"):
         slow.ask(1.0, step="check")
+
+
+def test_a_process_that_was_given_up_has_a_successor(worker: Worker) -> None:
+    """The next variant of a contender is not charged with the one before it."""
+    ended = Worker({}, 1)
+    ended.stop()
+    workers = iter([ended, worker])
+    contender = next(c for c in PATCH.contenders if c.key == ("reference", "opensimplex"))
+    expected = [PATCH.oracle(PATCH.inputs(0, CPU), "opensimplex")]
+    runner = RemoteRunner(lambda: next(workers), PATCH, contender, CPU, [0], expected, lambda: 60.0)
+    with pytest.raises(RuntimeError, match="ended"):
+        runner.open()
+    runner.open()
+    assert runner.check() <= 1
+    runner.close()
+    made = Session(CPU, quick(Schedule()), 0, 1)
+    compiled = [c for c in PATCH.contenders if c.compiles]
+    first, second = made.runners(PATCH, compiled)
+    assert isinstance(first, RemoteRunner)
+    assert isinstance(second, RemoteRunner)
+    before = first._find_worker()
+    assert second._find_worker() is before
+    before.stop()
+    assert second._find_worker() is not before
+    assert second._find_worker().alive
+    made.close()
 
 
 def test_calls_in_place_are_averaged_and_start_anew() -> None:

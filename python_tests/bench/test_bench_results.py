@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_the_time_limit_leaves_cases_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = load(tmp_path / "b.json")
     assert found["left_out"] == ["double: three", "double: three"]
     assert found["rows"] == []
+
+
+@pytest.mark.parametrize(("flags", "seconds"), [([], run.QUICK_SECONDS), (["--time-limit", "7"], 7.0)])
+@pytest.mark.usefixtures("_tiny")
+def test_a_quick_run_has_a_time_limit(
+    flags: list[str], seconds: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left: list[float] = []
+
+    def measure(on: Any, runners: Any, schedule: Any, time_left: Callable[[], float]) -> Any:
+        left.append(time_left())
+        return run_measure(on, runners, schedule, time_left)
+
+    run_measure = run.measure
+    monkeypatch.setattr(run, "measure", measure)
+    command = ["bench", "--device", "cpu", "--threads", "1", "--out", str(tmp_path / "b.json"), "-q"]
+    assert main([*command, "--quick", *flags]) == 0
+    assert seconds / 2 < left[0] <= seconds
+    assert main(command) == 0
+    assert left[1] == float("inf")
 
 
 class Killed(BaseException):
