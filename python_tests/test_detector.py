@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import texture
+from documented import blocks_of
 from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -22,7 +23,6 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import Tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import validate_data
-from test_docs import ROOT, blocks
 
 from scrd_fast import SCRDDetector, Screener
 from scrd_fast.cli import main
@@ -186,5 +186,5 @@ def test_without_scikit_learn_one_line_says_so() -> None:
 @pytest.mark.usefixtures("here")
 def test_the_page_runs(tree: Path, here: Path) -> None:
     (here / "data").symlink_to(tree)
-    for block in blocks(ROOT / "docs" / "sklearn.md", "python"):
+    for block in blocks_of("sklearn.md", "python"):
         exec(compile(block, "sklearn.md", "exec"), {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from documented import blocks_of
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "screening"))
 from dicom_files import written
@@ -38,15 +38,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def blocks(language: str) -> list[str]:
-    """Of the documentation of the recipes."""
-    text = (ROOT / "docs" / "routing.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
-
-
 def documented(name: str, url: str, monkeypatch: pytest.MonkeyPatch, *own: str) -> int:
     """What the documentation types for this recipe, with another address, and flags of the recipe's own."""
-    (block,) = [block for block in blocks("bash") if f"examples/{name}.py" in block]
+    (block,) = [block for block in blocks_of("routing.md", "bash") if f"examples/{name}.py" in block]
     export, command = map(shlex.split, block.splitlines())
     assert (export.pop(0), command[:2]) == ("export", ["python", f"examples/{name}.py"])
     for assignment in export:

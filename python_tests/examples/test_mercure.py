@@ -18,7 +18,8 @@ import pytest
 pytest.importorskip("highdicom")
 
 import pydicom
-from routed import ROOT, SMALL, blocks, broken, check_results, load, picture
+from documented import blocks_of
+from routed import ROOT, SMALL, broken, check_results, load, picture
 
 module = load("mercure/module")
 RECIPE = ROOT / "examples" / "mercure"
@@ -137,7 +138,7 @@ def test_settings_become_flags() -> None:
 
 
 def test_the_settings_of_the_docs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = blocks("json")
+    (block,) = blocks_of("routing.md", "json")
     mercure = Mercure(tmp_path, json.loads(block) | {"model": str(trained), "workers": 1})
     mercure.receive(picture(1), picture(2, series=2, kind="CT"))
     assert run(mercure, monkeypatch) == 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["blocks", "run_alone", "same_outputs"]
+__all__ = ["run_alone", "same_outputs"]
 
-ROOT = Path(__file__).parents[2]
 # An import of what is blocked fails, as where it is not installed.
 BLOCKER = """
 import sys
@@ -28,12 +26,6 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-
-
-def blocks(language: str) -> list[str]:
-    """Of docs/export.md, in their order."""
-    text = (ROOT / "docs" / "export.md").read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
 
 
 def run_alone(code: str, folder: Path, picture: Path, blocked: Sequence[str]) -> list[str]:

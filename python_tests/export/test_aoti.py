@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_files import blocks, run_alone, same_outputs
+from documented import blocks_of
+from export_files import run_alone, same_outputs
 
 from scrd_fast.cli import main
 from scrd_fast.export.check import bundled_batches, compare
@@ -80,5 +81,5 @@ def test_metadata_says_what_the_file_is(folder: Path) -> None:
 
 def test_the_documented_example_imports_the_operators_alone(folder: Path, tree: Path) -> None:
     blocked = ("timm", "scrd_fast.model", "scrd_fast.export", "scrd_fast.screening", "scrd_fast.config")
-    said = run_alone(blocks("python")[3], folder, tree / "test" / "good" / "000.png", blocked)
+    said = run_alone(blocks_of("export.md", "python")[3], folder, tree / "test" / "good" / "000.png", blocked)
     assert len(said) == 4

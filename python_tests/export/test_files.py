@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_files import blocks, run_alone, same_outputs
+from documented import blocks_of
+from export_files import run_alone, same_outputs
 from PIL import Image
 from torch import Tensor
 from torch._inductor.exc import InvalidCxxCompiler
@@ -38,7 +39,7 @@ SCORES = ["score_mean", "score_max", "score_top1", "score_top5", "score_combined
 def files(trained: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`first` and `second`: both formats, in both orders, by the documented commands; and two pictures."""
     folder = tmp_path_factory.mktemp("export")
-    commands = blocks("bash")[0].splitlines()
+    commands = blocks_of("export.md", "bash")[0].splitlines()
     assert len(commands) == 2
     for name, lines in (("first", commands), ("second", commands[::-1])):
         for line in lines:
@@ -113,7 +114,7 @@ def test_metadata_says_what_the_file_is(files: Path, trained: Path, kind: Any) -
 
 
 def test_the_documented_onnx_example_runs_without_this_package_and_without_torch(files: Path) -> None:
-    said = run_alone(blocks("python")[1], files / "first", files / "image.png", ("scrd_fast", "torch"))
+    said = run_alone(blocks_of("export.md", "python")[1], files / "first", files / "image.png", ("scrd_fast", "torch"))
     assert said[0] in ("normal", "abnormal")
     outputs = open_file("onnx", files / "first" / "detector.onnx")(picture(files))
     assert [float(x) for x in said[1:]] == pytest.approx([float(outputs[n][0]) for n in ("score", "percentile")])
@@ -121,7 +122,7 @@ def test_the_documented_onnx_example_runs_without_this_package_and_without_torch
 
 def test_the_documented_torch_example_imports_the_operators_alone(files: Path) -> None:
     blocked = ("timm", "scrd_fast.model", "scrd_fast.export", "scrd_fast.screening", "scrd_fast.config")
-    said = run_alone(blocks("python")[2], files / "first", files / "image.png", blocked)
+    said = run_alone(blocks_of("export.md", "python")[2], files / "first", files / "image.png", blocked)
     outputs = open_file("torch", files / "first" / "detector.pt2")(picture(files))
     assert [float(x) for x in said[1:]] == [float(outputs[n][0]) for n in ("score", "percentile")]
 
@@ -129,7 +130,7 @@ def test_the_documented_torch_example_imports_the_operators_alone(files: Path) -
 def test_the_documented_window_is_the_reading_function_s(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     found: dict[str, Any] = {}
-    exec(compile(blocks("python")[0], "export.md", "exec"), found)
+    exec(compile(blocks_of("export.md", "python")[0], "export.md", "exec"), found)
     expected = read_image("deep.png", Preprocessing(size=64))
     resized = resize_batch(torch.from_numpy(found["images"].copy()), Preprocessing(size=64))
     torch.testing.assert_close(resized[0], expected, rtol=0, atol=1e-6)
@@ -144,7 +145,7 @@ def test_int8_on_the_normals_of_the_data_set(
     trained: Path, tree: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "normals_of_my_site").symlink_to(tree / "train")
-    documented(blocks("bash")[1].strip(), trained, here, "--json")
+    documented(blocks_of("export.md", "bash")[1].strip(), trained, here, "--json")
     result = json.loads(capsys.readouterr().out)
     assert result["differences"]["images"] == 24
     assert 0 < result["differences"]["score"] < 1

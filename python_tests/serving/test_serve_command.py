@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import blocks_of
 from PIL import Image
-from test_docs import ROOT, blocks
 from test_serving import png, upload
 
 pytest.importorskip("fastapi")
@@ -156,12 +156,11 @@ def test_without_fastapi_one_line_says_so(trained: Path) -> None:
 def test_the_blocks_of_the_page_run(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scan.png").write_bytes(png(1))
     monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "serving.md"
     here = "http://127.0.0.1:8000"
-    (block,) = blocks(page, "python")
+    (block,) = blocks_of("serving.md", "python")
     monkeypatch.setenv("SCRD_FAST_TOKEN", "secret")
     exec(compile(block.replace(here, url), "serving.md", "exec"), {})
-    start, ask = blocks(page, "bash")
+    start, ask = blocks_of("serving.md", "bash")
     assert main([*start.split()[1:-1], "--print-config"]) == 0
     if shutil.which("curl"):
         done = subprocess.run(["bash", "-euc", ask.replace(here, url)], capture_output=True, text=True, check=True)
