@@ -69,11 +69,11 @@ class _Service:
             shutil.copyfileobj(upload.file, file, MEGABYTE)
         return Path(file.name)
 
-    async def screened(self, upload: UploadFile) -> list[Screened]:
+    async def screened(self, upload: UploadFile, maps: bool) -> list[Screened]:
         """Raises `Full`."""
         path = await run_in_threadpool(self.keep, upload)
         try:
-            return await asyncio.wrap_future(self.batcher.submit(path))
+            return await asyncio.wrap_future(self.batcher.submit(path, maps=maps))
         finally:
             path.unlink(missing_ok=True)
 
@@ -127,7 +127,7 @@ def _add_endpoints(app: FastAPI, service: _Service, security: list[Any]) -> None
     ) -> Answer:
         """Score the image, or every image, of a file."""
         start = time.perf_counter()
-        results = await service.screened(file)
+        results = await service.screened(file, overlay and service.scale is not None)
         _check(results)
         answer = await run_in_threadpool(service.answer, results, overlay)
         for one in answer.images:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Full(Exception):  # noqa: N818 - of nobody's making
 
 class _Waiting(NamedTuple):
     file: Path
+    maps: bool
     answer: Future[list[Screened]]
 
 
@@ -60,13 +62,16 @@ class Batcher:
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closed
 
-    def submit(self, file: Path) -> Future[list[Screened]]:
-        """The file's results, at most `MAX_FRAMES` + 1, once it was screened. Raises `Full`, also after `close`."""
+    def submit(self, file: Path, *, maps: bool = False) -> Future[list[Screened]]:
+        """The file's results, at most `MAX_FRAMES` + 1, once it was screened; images and maps with `maps` alone.
+
+        Raises `Full`, also after `close`.
+        """
         if not self.alive:
             raise Full
         answer: Future[list[Screened]] = Future()
         try:
-            self._queue.put_nowait(_Waiting(file, answer))
+            self._queue.put_nowait(_Waiting(file, maps, answer))
         except queue.Full:
             raise Full from None
         return answer
@@ -81,7 +86,8 @@ class Batcher:
     def _work(self) -> None:
         while (first := self._queue.get()) is not None:
             batch, last = self._gather(first)
-            self._screen([one for one in batch if one.answer.set_running_or_notify_cancel()])
+            if wanted := [one for one in batch if one.answer.set_running_or_notify_cancel()]:
+                self._screen(wanted)
             if last:
                 return
 
@@ -104,7 +110,8 @@ class Batcher:
         jobs = (Job(i, Source(one.file), frames) for i, one in enumerate(batch))
         try:
             for job, result in self._screener.run(self._screener.reader.read(jobs)):
-                results[job.number].append(result)
+                kept = result if batch[job.number].maps else replace(result, image=None, map=None)
+                results[job.number].append(kept)
         except Exception as error:  # of one batch: the service goes on
             for one in batch:
                 one.answer.set_exception(error)

@@ -21,6 +21,8 @@ __all__ = ["serve"]
 
 TOKEN = "SCRD_FAST_TOKEN"
 QUEUED = 8  # batches that may wait
+CONNECTIONS = 64  # beside those that wait
+GRACE = 60  # seconds that answers may take once the end was asked for
 
 
 def serve(
@@ -64,7 +66,15 @@ def serve(
         url = f"http://{shown}:{listening.getsockname()[1]}"
         console.log(f"{screener.model.config.teacher.name} on {screener.device}; Ctrl-C ends it")
         console.result(url, {"url": url})
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, date_header=False)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            limit_concurrency=QUEUED * batch_size + CONNECTIONS,
+            timeout_graceful_shutdown=GRACE,
+        )
         with _quiet_signals():
             uvicorn.Server(config).run(sockets=[listening])
     console.log("ended")
