@@ -210,7 +210,7 @@ def test_more_than_may_wait_is_sent_away_and_the_rest_answered(slow: Slow, tmp_p
 
 
 def test_a_full_service_says_when_to_come_again(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise Full
 
     with client(trained) as service:
