@@ -102,6 +102,8 @@ def test_uploads_at_one_time_share_batches_and_bad_ones_harm_none(
     assert 'scrd_fast_requests_total{status="200"} 16.0' in numbers
     assert 'scrd_fast_requests_total{status="422"} 4.0' in numbers
     assert 'scrd_fast_images_total{status="ok"} 16.0' in numbers
+    spent = re.findall(r"^scrd_fast_(?:model|screening)_seconds_total (\S+)", numbers, re.M)
+    assert 0 < min(map(float, spent)) < max(map(float, spent))
     count = float(re.findall(r"^scrd_fast_batch_files_count (\S+)", numbers, re.M)[0])
     assert re.search(r"^scrd_fast_batch_files_sum 20.0", numbers, re.M)
     assert 5 <= count < 20  # of four at most, and together
@@ -225,6 +227,7 @@ def test_an_error_of_one_batch_is_not_the_end(trained: Path, monkeypatch: pytest
         monkeypatch.setattr(Screener, "run", lambda *_: 1 / 0)
         answer = service.post("/score", **upload(png(1)))
         assert (answer.status_code, answer.json()) == (500, {"code": "internal", "detail": "ZeroDivisionError"})
+        assert 'scrd_fast_requests_total{status="500"} 1.0' in service.get("/metrics").text
         monkeypatch.setattr(Screener, "run", right)
         assert service.post("/score", **upload(png(1))).status_code == 200
         assert service.get("/healthz").json()["status"] == "ok"

@@ -8,19 +8,20 @@ import io
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, File, Query, Request, Response, Security, UploadFile
+from fastapi import FastAPI, File, HTTPException, Query, Request, Response, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 import scrd_fast
 from scrd_fast.errors import ImageError
@@ -29,18 +30,19 @@ from scrd_fast.screening.screener import Screened, Screener
 from scrd_fast.serving.answers import Answer, Health, Problem, scored
 from scrd_fast.serving.batching import MAX_FRAMES, Batcher, Full
 from scrd_fast.serving.counters import Counters
-from scrd_fast.serving.gate import Gate, problem
+from scrd_fast.serving.gate import Gate, busy, problem
 
 __all__ = ["create_app"]
 
 HERE = Path(__file__).parent
-RETRY_AFTER = "1"  # seconds
+RECEIVED = 64  # uploads that may be on their way, beside those that wait
 MEGABYTE = 2**20
 _NO_ANSWER: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
         400: "No form with a file.",
         401: "No token, or another one.",
+        408: "Nothing came of the upload for too long.",
         413: "Too many bytes, or too many images in one file.",
         422: "The file cannot be read, or is refused.",
         503: "Too many uploads are waiting.",
@@ -90,6 +92,25 @@ class _Service:
         )
 
 
+class _OneFile(Request):
+    """Its form is one file and little else: small parts stay in memory, of which there could be any number."""
+
+    def form(self, **_: Any) -> Any:
+        if not self.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise HTTPException(400, "expected a form of the type multipart/form-data")
+        return super().form(max_files=1, max_fields=8)
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def with_limits(request: Request) -> Response:
+            return await handle(_OneFile(request.scope, request.receive))
+
+        return with_limits
+
+
 def create_app(screener: Screener, *, token: str | None = None, most_bytes: int, most_waiting: int) -> FastAPI:
     """The service around a screener that keeps maps, which it closes at its end.
 
@@ -111,7 +132,8 @@ def create_app(screener: Screener, *, token: str | None = None, most_bytes: int,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
     )
-    app.add_middleware(Gate, token=token, most_bytes=most_bytes)  # type: ignore[arg-type]
+    app.add_middleware(Gate, token=token, most_bytes=most_bytes, most_uploads=most_waiting + RECEIVED)  # type: ignore[arg-type]
+    app.router.route_class = _Route
     app.state.service = service
     _add_page(app)
     _add_endpoints(app, service, [Security(HTTPBearer(auto_error=False))] if token else [])
@@ -154,9 +176,14 @@ def _add_endpoints(app: FastAPI, service: _Service, security: list[Any]) -> None
 
     @app.middleware("http")
     async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        if request.url.path == "/score":
-            service.counters.requests.labels(str(response.status_code)).inc()
+        if request.url.path != "/score":
+            return await call_next(request)
+        try:
+            response = await call_next(request)
+        except Exception:  # becomes an answer further out
+            service.counters.requests.labels("500").inc()
+            raise
+        service.counters.requests.labels(str(response.status_code)).inc()
         return response
 
 
@@ -179,7 +206,7 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Full)
     async def full(_: Request, __: Exception) -> Response:
-        return problem(503, "busy", "too many uploads are waiting; try again", {"Retry-After": RETRY_AFTER})
+        return busy()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -187,9 +214,9 @@ def _add_problems(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return problem(400, "request", f"{where}: {first['msg']}")
 
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> Response:
-        code = {404: "no-such-page", 405: "method", 413: "too-large"}.get(error.status_code, "request")
+    @app.exception_handler(AnyHTTPException)
+    async def other(_: Request, error: AnyHTTPException) -> Response:
+        code = {404: "no-such-page", 405: "method", 408: "timeout", 413: "too-large"}.get(error.status_code, "request")
         return problem(error.status_code, code, error.detail, dict(error.headers or {}))
 
     @app.exception_handler(Exception)

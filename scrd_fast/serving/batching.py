@@ -37,7 +37,8 @@ class _Waiting(NamedTuple):
 class Batcher:
     """One thread that screens files as they are submitted, up to `screener.batch_size` of them at a time.
 
-    At most `most_waiting` wait. `on_batch` gets the number of files, of images, and the seconds of each batch.
+    At most `most_waiting` wait. `on_batch` gets of each batch the number of files, the
+    seconds that it took, and those of the model among them.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Batcher:
         screener: Screener,
         *,
         most_waiting: int,
-        on_batch: Callable[[int, int, float], None] = lambda files, images, seconds: None,
+        on_batch: Callable[[int, float, float], None] = lambda files, seconds, model: None,
     ) -> None:
         self._screener, self._on_batch = screener, on_batch
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(most_waiting)
@@ -105,7 +106,8 @@ class Batcher:
         return batch, False
 
     def _screen(self, batch: list[_Waiting]) -> None:
-        start, frames = time.perf_counter(), frozenset(range(MAX_FRAMES + 1))
+        start, model = time.perf_counter(), self._screener.seconds["model"]
+        frames = frozenset(range(MAX_FRAMES + 1))
         results: list[list[Screened]] = [[] for _ in batch]
         jobs = (Job(i, Source(one.file), frames) for i, one in enumerate(batch))
         try:
@@ -119,4 +121,4 @@ class Batcher:
             for one, found in zip(batch, results, strict=True):
                 one.answer.set_result(found)
         with suppress(Exception):  # whoever counts must not end the service
-            self._on_batch(len(batch), sum(map(len, results)), time.perf_counter() - start)
+            self._on_batch(len(batch), time.perf_counter() - start, self._screener.seconds["model"] - model)

@@ -21,7 +21,7 @@ __all__ = ["serve"]
 
 TOKEN = "SCRD_FAST_TOKEN"
 QUEUED = 8  # batches that may wait
-CONNECTIONS = 64  # beside those that wait
+CONNECTIONS = 512  # open at a time, idle ones too; the uploads among them are limited by the gate
 GRACE = 60  # seconds that answers may take once the end was asked for
 
 
@@ -72,7 +72,7 @@ def serve(
             access_log=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=QUEUED * batch_size + CONNECTIONS,
+            limit_concurrency=max(CONNECTIONS, 2 * QUEUED * batch_size),
             timeout_graceful_shutdown=GRACE,
         )
         with _quiet_signals():

@@ -27,15 +27,18 @@ class Counters:
         self.images = Counter("scrd_fast_images", "Images, by what became of them.", ["status"], registry=own)
         self._batches = Histogram("scrd_fast_batch_files", "Uploads screened together.", buckets=FILES, registry=own)
         self._working = Counter("scrd_fast_screening_seconds", "Time in which batches were screened.", registry=own)
+        self._model = Counter(
+            "scrd_fast_model_seconds", "What the model took of it; the rest is reading.", registry=own
+        )
         Gauge("scrd_fast_waiting", "Uploads that wait for a batch.", registry=own).set_function(waiting)
         Gauge("scrd_fast_readers_died", "Reading processes that were replaced.", registry=own).set_function(died)
         about = Gauge("scrd_fast_info", "What serves.", ["version", "model_sha256"], registry=own)
         about.labels(scrd_fast.__version__, model_sha256).set(1)
 
-    def batch(self, files: int, images: int, seconds: float) -> None:
-        del images  # counted by what became of them
+    def batch(self, files: int, seconds: float, model: float) -> None:
         self._batches.observe(files)
         self._working.inc(seconds)
+        self._model.inc(model)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
