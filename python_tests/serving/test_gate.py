@@ -12,10 +12,13 @@ import pytest
 
 pytest.importorskip("fastapi")
 import httpx
+from PIL import Image
 from services import client
 from test_serving import png, upload
 
+from scrd_fast.screening.screener import Screener
 from scrd_fast.serving import gate
+from scrd_fast.serving.batching import MAX_FRAMES, Batcher
 from scrd_fast.serving.gate import Gate
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -41,6 +44,14 @@ def test_another_kind_of_body_is_not_read(service: Any) -> None:
         refused = service.post("/score", content=b"file=x", headers={"Content-Type": kind})
         assert refused.status_code == 400
         assert "multipart/form-data" in refused.json()["detail"]
+
+
+def test_no_more_images_of_a_file_are_read_than_its_refusal_takes(trained: Path, tmp_path: Path) -> None:
+    first, *others = (Image.new("L", (9, 8), i) for i in range(MAX_FRAMES + 9))
+    first.save(tmp_path / "many.tiff", save_all=True, append_images=others)
+    batcher = Batcher(Screener.from_pretrained(trained, device="cpu", batch_size=16), most_waiting=1)
+    assert len(batcher.submit(tmp_path / "many.tiff").result(60)) == MAX_FRAMES + 1
+    batcher.close()
 
 
 async def _drained(_: Any, receive: Any, send: Any) -> None:
