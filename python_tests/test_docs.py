@@ -42,3 +42,9 @@ def test_files_stay_below_400_lines() -> None:
         p for p in sources if p.suffix in (".py", ".cpp", ".cu", ".cuh", ".h") and len(p.read_text().splitlines()) > 400
     ]
     assert not long
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """The second would not be collected, and `conftest` is what all import the data set from."""
+    names = [path.name for path in (ROOT / "python_tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -60,7 +60,7 @@ YAML = {
 # Pages whose blocks a test of their own runs.
 ELSEWHERE = {
     "docs/anomalib.md": "python_tests/integrations/with_anomalib.py",
-    "docs/export.md": "python_tests/export/test_files.py",
+    "docs/export.md": "python_tests/export/test_exported_files.py",
     "docs/hub.md": "python_tests/test_hub.py",
     "docs/routing.md": "python_tests/examples/routed.py",
     "docs/serving.md": "python_tests/serving/test_serve_command.py",

@@ -22,6 +22,8 @@ from scrd_fast.bench.table import render
 from scrd_fast.cli import main
 from scrd_fast.console import Console
 
+pytest_plugins = ("made_runs",)
+
 
 @pytest.mark.usefixtures("_tiny")
 def test_the_command_writes_a_result_that_names_its_conditions(

@@ -16,6 +16,8 @@ from scrd_fast.bench.results import save
 from scrd_fast.cli import main
 from scrd_fast.errors import ScrdFastError
 
+pytest_plugins = ("made_runs",)
+
 
 def changed(results: dict[str, Any], change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     other = copy.deepcopy(results)

@@ -15,6 +15,8 @@ from scrd_fast.bench.results import save, to_csv
 from scrd_fast.bench.table import render
 from scrd_fast.cli import main
 
+pytest_plugins = ("made_runs",)
+
 
 def test_csv_and_plot_are_made_from_the_json_alone(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
