@@ -320,6 +320,12 @@ def test_a_dicomdir_does_not_lead_out_of_its_folder(here: Path, parts: Any) -> N
     assert str(entries[1].source) == "A/B"
 
 
+def test_names_on_a_mounted_disc_may_differ_from_the_dicomdir(here: Path) -> None:
+    dicomdir(here / "DICOMDIR", ["A", "B1"], ["A", "B2"], ["A", "GONE"], ["C", "D"], ["NO", "D"], "E")
+    touch(here, "a/b1", "a/B2;1", "C/D", "C/d;1", "e;1")
+    assert listed("DICOMDIR") == ["a/b1", "a/B2;1", "a/GONE", "C/D", "NO/D", "e;1"]
+
+
 def dicomdir(path: Path, *references: Any, syntax: str = "1.2.840.10008.1.2.1") -> None:
     """As pydicom would not write it."""
     pydicom = pytest.importorskip("pydicom")

@@ -179,11 +179,30 @@ def _entries(path: Path) -> Iterator[Input]:
 
 
 def _dicomdir(path: Path) -> Iterator[Input]:
+    listed: dict[Path, dict[str, str]] = {}
     for reference, safe in paths_of_dicomdir(path):
         if safe:
-            yield Input(Source(path.parent / reference))
+            yield Input(Source(_on_disc(path.parent, reference, listed)))
         else:
             yield Input(Source(path, reference), "unsafe-name: a reference out of the DICOMDIR's folder", refused=True)
+
+
+def _on_disc(folder: Path, reference: str, listed: dict[Path, dict[str, str]]) -> Path:
+    """Where a reference is: a mounted disc may show names in small letters, or with their version, `;1`."""
+    for part in reference.split("/"):
+        if not os.path.lexists(folder / part):
+            if folder not in listed:
+                listed[folder] = {name.upper().removesuffix(";1"): name for name in _all_names(folder)}
+            part = listed[folder].get(part.upper(), part)
+        folder /= part
+    return folder
+
+
+def _all_names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:  # the image will be said to be missing
+        return []
 
 
 def _archive(path: Path) -> Iterator[Input]:
