@@ -257,7 +257,7 @@ def test_a_file_of_several_images_stands_for_all_of_them(tmp_path: Path) -> None
         open_dataset(tmp_path).require(train=False, test=True)
 
 
-def test_dicom_counts_without_an_ending(tmp_path: Path) -> None:
+def test_dicom_counts_with_another_ending_or_none(tmp_path: Path) -> None:
     pytest.importorskip("pydicom")
     from dicom_files import made, stacked, written
 
@@ -265,10 +265,17 @@ def test_dicom_counts_without_an_ending(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "IM0001").write_bytes(written(made()))
     (folder / "1.2.840.7").write_bytes(written(stacked(np.ones((2, 40, 33)))))
+    (folder / "scan.IMA").write_bytes(written(made()))
     (folder / "notes").write_text("no image")
+    (folder / "notes.IMA").write_text("no image")
     (folder / "notes.txt").write_text("no image")
     items = open_dataset(tmp_path).train
-    assert [(i.path.name, i.frame) for i in items] == [("1.2.840.7", 0), ("1.2.840.7", 1), ("IM0001", None)]
+    assert [(i.path.name, i.frame) for i in items] == [
+        ("1.2.840.7", 0),
+        ("1.2.840.7", 1),
+        ("IM0001", None),
+        ("scan.IMA", None),
+    ]
 
 
 @pytest.mark.parametrize("cache", ["memory", "off"])

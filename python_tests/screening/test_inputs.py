@@ -55,15 +55,21 @@ def test_a_file_that_is_named_stays_whatever_it_is(here: Path) -> None:
     assert listed(*named) == named
 
 
-def test_files_without_an_ending_count_if_they_are_dicom(here: Path) -> None:
-    touch(here / "in", "IM1", "1.2.840.7", "scan.v2", content=DICOM)
-    touch(here / "in", "README", "1.2.840.8", content=b"text")
+def test_files_with_other_endings_or_none_count_if_they_are_dicom(here: Path) -> None:
+    names = ["1.2.840.7", "IM1", "a.IMA", "b.v2", "e.img", "f.1", "g.", "h.DCM;1"]
+    touch(here / "in", *names, content=DICOM)
+    touch(here / "in", "README", "1.2.840.8", "c.img", "d.dat", content=b"text")
     os.mkfifo("in/pipe")  # opening it would wait for ever
-    assert listed("in") == ["in/1.2.840.7", "in/IM1"]
+    assert listed("in") == [f"in/{name}" for name in names]
 
 
-def test_only_files_without_an_ending_are_opened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(here / "in", "a.png", "b.dcm", "c.txt", "d.json", "IM1", content=DICOM)
+def test_with_another_ending_the_preamble_is_wanted(here: Path) -> None:
+    touch(here / "in", "IM1", "a.raw", "b.7", content=b"\x08\x00\x05\x00" + bytes(200))
+    assert listed("in") == ["in/IM1", "in/b.7"]
+
+
+def test_only_what_its_name_does_not_tell_is_opened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(here / "in", "a.png", "b.dcm", "c.txt", "d.json", "e.PDF", "f.py", "IM1", "g.IMA", content=DICOM)
     opened: list[str] = []
     read = Path.open
 
@@ -72,8 +78,8 @@ def test_only_files_without_an_ending_are_opened(here: Path, monkeypatch: pytest
         return read(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", recorded)
-    assert listed("in") == ["in/IM1", "in/a.png", "in/b.dcm"]
-    assert opened == ["IM1"]
+    assert listed("in") == ["in/IM1", "in/a.png", "in/b.dcm", "in/g.IMA"]
+    assert opened == ["IM1", "g.IMA"]
 
 
 def test_hidden_files_results_and_links_to_folders_are_passed_over(here: Path) -> None:
@@ -169,7 +175,7 @@ def test_archives_are_listed_in_place(here: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar", "tar.gz"])
-def test_members_without_an_ending_count_if_they_are_dicom(here: Path, ending: str) -> None:
+def test_members_with_other_endings_or_none_count_if_they_are_dicom(here: Path, ending: str) -> None:
     touch(here, "IM1", "1.2.3", "big", "scan.v2", content=DICOM)
     Path("big").write_bytes(DICOM + os.urandom(100_000))
     touch(here, "a.png", "LICENSE", "SHA256SUMS", "x.tar.123", "notes.md", content=b"text" * 500)
@@ -198,7 +204,7 @@ def test_members_without_an_ending_count_if_they_are_dicom(here: Path, ending: s
         with tarfile.open(path, "w:gz" if ending == "tar.gz" else "w") as tar:
             for name in [*names, "link"]:
                 tar.add(name)
-    assert listed(path) == [f"{path}!/{name}" for name in ("IM1", "a.png", "big", "1.2.3")]
+    assert listed(path) == [f"{path}!/{name}" for name in ("IM1", "a.png", "big", "1.2.3", "scan.v2")]
 
 
 def test_members_that_cannot_be_looked_at_count(here: Path) -> None:
@@ -312,6 +318,12 @@ def test_a_dicomdir_does_not_lead_out_of_its_folder(here: Path, parts: Any) -> N
     assert [e.refused for e in entries] == [True, False]
     assert entries[0].error == "unsafe-name: a reference out of the DICOMDIR's folder"
     assert str(entries[1].source) == "A/B"
+
+
+def test_names_on_a_mounted_disc_may_differ_from_the_dicomdir(here: Path) -> None:
+    dicomdir(here / "DICOMDIR", ["A", "B1"], ["A", "B2"], ["A", "GONE"], ["C", "D"], ["NO", "D"], "E")
+    touch(here, "a/b1", "a/B2;1", "C/D", "C/d;1", "e;1")
+    assert listed("DICOMDIR") == ["a/b1", "a/B2;1", "a/GONE", "C/D", "NO/D", "e;1"]
 
 
 def dicomdir(path: Path, *references: Any, syntax: str = "1.2.840.10008.1.2.1") -> None:

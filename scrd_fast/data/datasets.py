@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scrd_fast.data.dicom import is_dicom
+from scrd_fast.data.dicom import is_unnamed_dicom, may_be_dicom
 from scrd_fast.data.reading import EXTENSIONS, count_frames, is_image_name
 from scrd_fast.errors import DataError, ImageError
 
@@ -155,13 +155,14 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """By its name; where that has no ending (the numbers of a UID are none) by its content, for DICOM."""
+    """By its name; where that is no image's by its content, for DICOM."""
     if is_image_name(path.name):
         return True
-    if path.name[0] == "." or not (path.suffix[1:].isdigit() or not path.suffix):
+    if not may_be_dicom(path.name):
         return False
     try:
-        return is_dicom(path)
+        with path.open("rb") as file:
+            return is_unnamed_dicom(path.name, file.read(132))
     except OSError:  # not ours to read
         return False
 

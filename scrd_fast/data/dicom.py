@@ -26,7 +26,7 @@ from scrd_fast.data.frames import Picture
 from scrd_fast.data.limits import check_frames, check_pixels
 from scrd_fast.errors import ImageError
 
-__all__ = ["count_dicom", "is_dicom", "read_dicom"]
+__all__ = ["count_dicom", "is_dicom", "is_unnamed_dicom", "may_be_dicom", "read_dicom"]
 
 _MISSING = "DICOM files need pydicom: install this package with its [dicom] extra"
 # One of these decodes, the first that is there; to try the others too would end in gdcm, which stops the process on
@@ -38,6 +38,13 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _OTHERS = (b"\x89PNG", b"\xff\xd8", b"BM", b"RIFF", b"GIF8")  # so do other images begin; TIFF may be DICOM too
 
 
+# Endings of files that lie beside images: they are not opened.
+_NO_DICOM = re.compile(
+    "bval|bvec|c|cfg|conf|cpp|css|csv|db|docx?|gif|gz|h|h5|hdf5|html?|ini|ipynb|js|jsonl?|log|mat|md|md5|mov|mp4|np[yz]|"
+    "odt|onnx|parquet|pdf|pkl|pptx?|pth?|pyc?|rst|rtf|safetensors|sh|sha256|so|sqlite|svg|tex|toml|tsv|txt|xlsx?|xml|ya?ml"
+)
+
+
 def is_dicom(source: str | Path | bytes) -> bool:
     """Whether it begins as a DICOM file does: with a preamble, or without one with the elements of group 2 or 8."""
     head = _head(source, 132)
@@ -45,6 +52,30 @@ def is_dicom(source: str | Path | bytes) -> bool:
         return False
     bare = head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00"  # little-endian
     return head[128:] == b"DICM" or bare
+
+
+def may_be_dicom(name: str) -> bool:
+    """Whether a file is worth opening where a folder is listed and its name is no image's.
+
+    >>> [may_be_dicom(name) for name in ("IM0001", "1.2.840.7", "scan.IMA", "notes.txt", "DICOMDIR", ".hidden")]
+    [True, True, True, False, False, False]
+    """
+    return name[0] != "." and not _NO_DICOM.fullmatch(_ending(name)) and name.upper() != "DICOMDIR"
+
+
+def is_unnamed_dicom(name: str, head: bytes) -> bool:
+    """Whether a file that `may_be_dicom` is, by its first 132 bytes.
+
+    Without an ending, or with one of digits (the last ones of a UID), as `is_dicom` says; with another the preamble is
+    wanted, since what is not DICOM may well begin with the few bytes that are left to go by.
+    """
+    ending = _ending(name)
+    return is_dicom(head) if not ending or ending.isdigit() else head[128:132] == b"DICM"
+
+
+def _ending(name: str) -> str:
+    _, dot, ending = name.rpartition(".")
+    return ending.lower() if dot else ""
 
 
 def _head(source: str | Path | bytes, count: int) -> bytes:

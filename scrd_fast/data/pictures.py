@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG, JPEG, BMP, TIFF and WebP as pixels in [0, 1], page by page, decoded by Pillow."""
+"""PNG, JPEG, BMP, TIFF and WebP as pixels in [0, 1], page by page, decoded by Pillow; 16-bit colour by torchvision.
+
+Pillow has no 16-bit colour, torchvision no TIFF. tifffile was tried for TIFF: what is deflated it unpacks without a
+limit, and LZW only with another package.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import torch
+from PIL import ExifTags, Image, ImageOps
 
 from scrd_fast.data.frames import Picture
 from scrd_fast.data.intensity import percentile_window
@@ -40,7 +45,7 @@ def read_pages(source: Path | bytes, intensity: str, wanted: Container[int]) -> 
             if index in wanted:
                 if index:
                     image.seek(index)
-                yield index, _decode(image, intensity)
+                yield index, _decode(image, intensity, source)
 
 
 def _opened(source: Path | bytes) -> Image.Image:
@@ -55,12 +60,12 @@ def _count(image: Image.Image) -> int:
     return count
 
 
-def _decode(image: Image.Image, intensity: str) -> Picture:
+def _decode(image: Image.Image, intensity: str, source: Path | bytes) -> Picture:
     check_pixels(image.width, image.height)  # pages may differ
-    # Pillow would cut these to 8 bits without a word.
-    if image.mode not in _INTEGER_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-        raise ImageError("unsupported", "16-bit colour would be cut to 8 bits; convert it to 8 bits or to gray")
     mode = image.mode
+    # Pillow would cut these to 8 bits without a word.
+    if mode not in _INTEGER_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        return _decode_deep_colour(image, intensity, source)
     upright = ImageOps.exif_transpose(image)
     if mode in _INTEGER_MODES or mode == "F":
         stored = np.asarray(upright)
@@ -73,6 +78,41 @@ def _decode(image: Image.Image, intensity: str) -> Picture:
         rgb = percentile_window(rgb)
     facts = {"shown": "percentile" if intensity == "percentile" else "range"}
     return Picture(np.ascontiguousarray(rgb.transpose(2, 0, 1)), _zero(stored), facts)
+
+
+def _decode_deep_colour(image: Image.Image, intensity: str, source: Path | bytes) -> Picture:
+    """16-bit RGB, and gray with alpha. One window for all channels keeps the hue."""
+    if image.format != "PNG" or _count(image) > 1:
+        raise ImageError("unsupported", "16-bit colour is read from PNG of one image alone; convert it to that")
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    planes = _decode_png(source)
+    stored = np.stack([_turned(plane, orientation) for plane in (planes[:1] if len(planes) < 3 else planes[:3])])
+    values = stored.astype(np.float32)  # exact
+    pixels = values / np.float32(65535) if intensity == "range" else percentile_window(values)
+    facts = {"shown": "range" if intensity == "range" else "percentile"}
+    return Picture(np.broadcast_to(pixels, (3, *pixels.shape[1:])).copy(), _zero(stored), facts)
+
+
+def _decode_png(source: Path | bytes) -> npt.NDArray[np.uint16]:
+    """[C, H, W]: 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA."""
+    try:
+        from torchvision.io import ImageReadMode, decode_png  # type: ignore[import-untyped]
+    except ImportError:
+        raise ImageError(
+            "unsupported", "16-bit colour needs torchvision: install this package with its [model] extra"
+        ) from None
+    content = bytearray(source if isinstance(source, bytes) else source.read_bytes())
+    planes: npt.NDArray[np.uint16] = decode_png(
+        torch.frombuffer(content, dtype=torch.uint8), mode=ImageReadMode.UNCHANGED
+    ).numpy()
+    return planes
+
+
+def _turned(plane: npt.NDArray[np.uint16], orientation: int) -> npt.NDArray[np.uint16]:
+    """Upright."""
+    gray = Image.fromarray(plane)
+    gray.getexif()[ExifTags.Base.Orientation] = orientation
+    return np.asarray(ImageOps.exif_transpose(gray))
 
 
 def _zero(stored: npt.NDArray[np.generic]) -> tuple[str, ...]:

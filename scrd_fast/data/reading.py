@@ -64,9 +64,9 @@ def read_frames(
     slices along `preprocessing.slice_axis`; also a member of an archive, or the bytes themselves. Each picture becomes
     float32 [3, P, P] in [0, 1], P = `preprocessing.canvas`, not normalised.
 
-    8- and 16-bit gray, 32-bit integer, float, RGB, CMYK, palette, with and without alpha (which is ignored); the EXIF
-    orientation is applied. DICOM as `read_dicom` says, NIfTI as `nifti.read_slices` says. With `originals` a frame of
-    DICOM also has its header and, in 8 bits and at most 2048 pixels a side, its picture.
+    8- and 16-bit gray, 32-bit integer, float, RGB (of 16 bits from PNG alone), CMYK, palette, with and without alpha
+    (which is ignored); the EXIF orientation is applied. DICOM as `read_dicom` says, NIfTI as `nifti.read_slices` says.
+    With `originals` a frame of DICOM also has its header and, in 8 bits and at most 2048 pixels a side, its picture.
 
     Raises `ImageError` with a short code and the reason, nothing else. Where a later picture cannot be decoded it is
     raised in that one's place: what came before holds, what would come after is not read.

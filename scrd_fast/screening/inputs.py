@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from scrd_fast.data.archives import Head, is_archive_name, list_members
-from scrd_fast.data.dicom import is_dicom
+from scrd_fast.data.dicom import is_unnamed_dicom, may_be_dicom
 from scrd_fast.data.frames import Source
 from scrd_fast.data.reading import EXTENSIONS, is_image_name
 from scrd_fast.errors import ImageError, ScrdFastError
@@ -42,7 +42,7 @@ class Input(NamedTuple):
 def list_inputs(inputs: Sequence[str | Path], out: Path | None = None) -> Iterator[Input]:
     """Each distinct input once, where it is named first.
 
-    inputs: a file, as it is; a folder: the images below it, sorted, also DICOM files with no ending or one of digits;
+    inputs: a file, as it is; a folder: the images below it, sorted, also DICOM files with other endings or none;
     an archive: the images in it; a member, as `archive.zip!/member`; a pattern with * ? or [: all that it matches but
     lists, sorted; a list (.txt, .csv, .tsv, .parquet), whose relative paths begin at its folder; a DICOMDIR: the images
     that it references. `out`, a run's own results, and hidden files are passed over, links to folders are not followed.
@@ -179,11 +179,30 @@ def _entries(path: Path) -> Iterator[Input]:
 
 
 def _dicomdir(path: Path) -> Iterator[Input]:
+    listed: dict[Path, dict[str, str]] = {}
     for reference, safe in paths_of_dicomdir(path):
         if safe:
-            yield Input(Source(path.parent / reference))
+            yield Input(Source(_on_disc(path.parent, reference, listed)))
         else:
             yield Input(Source(path, reference), "unsafe-name: a reference out of the DICOMDIR's folder", refused=True)
+
+
+def _on_disc(folder: Path, reference: str, listed: dict[Path, dict[str, str]]) -> Path:
+    """Where a reference is: a mounted disc may show names in small letters, or with their version, `;1`."""
+    for part in reference.split("/"):
+        if not os.path.lexists(folder / part):
+            if folder not in listed:
+                listed[folder] = {name.upper().removesuffix(";1"): name for name in _all_names(folder)}
+            part = listed[folder].get(part.upper(), part)
+        folder /= part
+    return folder
+
+
+def _all_names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:  # the image will be said to be missing
+        return []
 
 
 def _archive(path: Path) -> Iterator[Input]:
@@ -207,7 +226,7 @@ def _is_wanted(member: str, head: Head) -> bool:
     name = PurePosixPath(member).name
     if not _matters(name) or any(part[0] == "." and part != ".." for part in PurePosixPath(member).parts):
         return False
-    return is_image_name(name) or is_archive_name(name) or _is_bare_dicom(head())
+    return is_image_name(name) or is_archive_name(name) or _is_unnamed_dicom(name, head())
 
 
 def _folder(folder: Path, own: str | None) -> Iterator[Input]:
@@ -226,7 +245,7 @@ def _folder(folder: Path, own: str | None) -> Iterator[Input]:
                 yield Input(Source(path))
             elif is_archive_name(path.name):
                 yield from _archive(path)
-            elif stat.S_ISREG(_kind(path)) and _is_bare_dicom(_head(path)):
+            elif stat.S_ISREG(_kind(path)) and _is_unnamed_dicom(path.name, _head(path)):
                 yield Input(Source(path))
         waiting += [below for below in (here / name for name in reversed(folders)) if not _is_own(below, own)]
 
@@ -249,15 +268,13 @@ def _names(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _matters(name: str) -> bool:
-    """Whether a file of that name may be an image or hold some: DICOM has no ending, or the last digits of a UID."""
-    if is_image_name(name) or is_archive_name(name):
-        return True
-    suffix = Path(name).suffix[1:]
-    return (not suffix or suffix.isdigit()) and name.upper() != "DICOMDIR"
+    """Whether a file of that name may be an image or hold some."""
+    return is_image_name(name) or is_archive_name(name) or may_be_dicom(name)
 
 
-def _is_bare_dicom(head: bytes | None) -> bool:
-    return head is None or (is_dicom(head) and not is_dicomdir(head))  # a failed row is better than a lost image
+def _is_unnamed_dicom(name: str, head: bytes | None) -> bool:
+    # A failed row is better than a lost image.
+    return head is None or (is_unnamed_dicom(name, head) and not is_dicomdir(head))
 
 
 def _head(path: Path) -> bytes | None:
