@@ -19,17 +19,24 @@ __all__ = ["bench", "reproduce"]
 def bench(
     console: Console,
     op: Annotated[list[str] | None, typer.Option("--op", help="Operator, repeatable; default: all.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few cases, short turns, no compilations.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few cases of each operator, no torch.compile; within two minutes.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for the result.")] = None,
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(help="Of the inputs.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
-    time_limit: Annotated[float | None, typer.Option(min=0, help="Seconds after which no further case begins.")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which no further case begins; default of --quick: 75.")
+    ] = None,
     anomalib: Annotated[
         str | None, typer.Option(metavar="PYTHON", help="Of an environment with anomalib, to measure that too.")
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="CSV file, made from the result.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Picture, made from the result.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Picture, of each operator where there are several, made from the result."),
+    ] = None,
     results: Annotated[
         Path | None, typer.Option("--results", help="Show this earlier result instead of measuring.")
     ] = None,
@@ -38,7 +45,10 @@ def bench(
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Share of a median that --compare lets pass.")] = 0.1,
 ) -> None:
-    """Measure the operators against the ways there were before. Exit code 1: a row failed, or --compare found one."""
+    """Measure the operators against plain PyTorch, torch.compile and others' code.
+
+    Exit code 1: a result of ours was wrong, or --compare found something worse.
+    """
     from scrd_fast.bench import results as files
     from scrd_fast.bench import run as module
 

@@ -58,6 +58,16 @@ def test_a_failing_row_fails_the_command_and_has_no_time(results: dict[str, Any]
     assert render(results).endswith("1 rows FAIL")
 
 
+@pytest.mark.usefixtures("_tiny")
+def test_a_rival_that_fails_is_shown_and_fails_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong = contender("torch.compile", lambda x: 3 * x, ours=False)
+    monkeypatch.setattr(run, "select", lambda ops, short: [case(GOOD, wrong)])
+    out = tmp_path / "b.json"
+    assert main(["bench", "--device", "cpu", "--threads", "1", "--quick", "--out", str(out), "-q"]) == 0
+    assert [row["status"] for row in load(out)["rows"]] == ["ok", "FAIL"]
+    assert render(load(out)).endswith("1 rows FAIL")
+
+
 def test_a_busy_machine_is_pointed_out(results: dict[str, Any]) -> None:
     for average, busy in ((0.1, False), (3.0, True), (None, False)):
         results["before"]["load_1min"] = average
