@@ -271,8 +271,8 @@ def bench(
 ) -> bool:
     """Measure; returns whether a row of ours failed: one of a rival's is for the table alone.
 
-    After `time_limit` seconds, of a short run `QUICK_SECONDS` unless it is given, no further case begins. `out` has what
-    was measured so far after each case, so that a run that is killed loses one case.
+    After `time_limit` seconds, of a short run `QUICK_SECONDS` unless it is given, no further case begins. `out` has
+    what was measured so far after each case, so that a run that is killed loses one case.
     """
     for name, python in (pythons or {}).items():
         if shutil.which(python) is None:
