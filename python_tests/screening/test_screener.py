@@ -120,8 +120,8 @@ def test_a_score_does_not_depend_on_the_batch(trained: Path, tree: Path, screene
             before = expected[result.source]
             assert result.scores is not None
             assert before.scores is not None
-            combined = result.scores.pop("combined")  # its logarithms magnify what rounding does to the others
-            assert combined == pytest.approx(before.scores["combined"], abs=1e-3)
+            combined = result.scores.pop("combined")  # divided by a small spread: seen were 1.4e-5
+            assert combined == pytest.approx(before.scores["combined"], abs=1e-4)
             assert result.scores == pytest.approx(
                 {name: value for name, value in before.scores.items() if name != "combined"}, abs=1e-5
             )

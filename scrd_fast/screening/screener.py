@@ -75,12 +75,12 @@ class Screened:
 class Screener:
     """Screens pictures in batches; memory use does not depend on how many there are.
 
-    A score does not depend on the other pictures of its batch beyond rounding. What cannot be read gives a result with
-    its error; the others go on. With `workers=0` files are read by threads of this process. With more they are read by
-    so many processes of their own, so that a file which crashes or hangs its decoder (for more than `file_timeout`
-    seconds) costs that file alone; as always with processes, a script then keeps its own work below
-    `if __name__ == "__main__"`. `maps=False` leaves out images and maps; `originals=True` keeps header and picture of
-    DICOM, of which results in DICOM are made.
+    A score does not depend on the other pictures of its batch beyond rounding, which `combined` divides by its
+    reference's spread, 0.001 at least. What cannot be read gives a result with its error; the others go on. With
+    `workers=0` files are read by threads of this process. With more they are read by so many processes of their own, so
+    that a file which crashes or hangs its decoder (for more than `file_timeout` seconds) costs that file alone; as
+    always with processes, a script then keeps its own work below `if __name__ == "__main__"`. `maps=False` leaves out
+    images and maps; `originals=True` keeps header and picture of DICOM, of which results in DICOM are made.
     """
 
     def __init__(
