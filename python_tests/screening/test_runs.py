@@ -17,8 +17,9 @@ from run_folders import loaded, png, rows, screened
 import scrd_fast
 from scrd_fast.calibration import Calibration
 from scrd_fast.cli import main
+from scrd_fast.screening.manifest import Manifest
 from scrd_fast.screening.pictures import MAP_STEP
-from scrd_fast.screening.writers import read_part
+from scrd_fast.screening.writers import keyed_hash, read_part
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -108,6 +109,10 @@ def test_the_record_of_a_run_says_what_was_run(trained: Path, tree: Path, drawn:
     assert seconds[summary["bottleneck"]] == max(seconds.values())
     assert (summary["device"], summary["decided_by"], summary["run_status"]) == ("cpu", "run", "finished")
     assert (summary["threshold"], summary["fpr"]) == (calibration.threshold, calibration.fpr)
+    manifest = Manifest.open(drawn / "manifest.parquet")
+    assert (manifest.count, record["manifest"]) == (12, keyed_hash(b"", manifest.sha256.encode()))
+    with Image.open(drawn / "overlay-scale.png") as legend:
+        legend.load()
     assert str(tree) not in (drawn / "run.json").read_text()  # a path of an image names a patient, perhaps
 
 

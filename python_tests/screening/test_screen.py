@@ -184,6 +184,13 @@ def test_another_model_or_list_in_the_same_folder_is_refused(
     capsys.readouterr()
     assert screen(other, [tree / "test"], out) == 2
     assert "calibration" in capsys.readouterr().err
+    model = scrd_fast.SCRD.from_pretrained(trained / "model")
+    with torch.no_grad():
+        next(model.trainable_parameters()).add_(1e-3)
+    model.save_pretrained(other / "model")
+    shutil.copy(trained / "model" / "calibration.json", other / "model")
+    assert screen(other, [tree / "test"], out) == 2
+    assert "model_sha256: there" in capsys.readouterr().err
 
 
 def test_without_a_calibration_there_are_scores_but_no_decisions(trained: Path, tree: Path, tmp_path: Path) -> None:
