@@ -263,3 +263,10 @@ def test_the_blocks_of_the_documentation_run(hub: Hub, trained: Path, tree: Path
     assert done == ["evaluate", "card", "push", "screen", "download", "calibrate"]
     assert Screener.from_pretrained("my_model", device="cpu").calibration.site == "my-site"  # type: ignore[union-attr]
     assert all(name in hub.files("me/model") for name in FILES)
+
+
+def test_a_slip_below_a_folder_asks_no_hub(hub: Hub, here: Path) -> None:
+    (here / "run").mkdir()
+    with pytest.raises(ScrdFastError, match="run/model: no such folder, though run is one"):
+        SCRD.from_pretrained("run/model")
+    assert hub.requests == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,7 @@ class SCRDDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         """Raises pydantic's ValidationError, a ValueError, that names the parameter."""
         own = {name: value for name, value in self.get_params().items() if name in TrainSettings.model_fields}
         seed = self.random_state
-        if not isinstance(seed, int):
-            seed = int(check_random_state(seed).randint(2**31))
+        seed = int(seed if isinstance(seed, Integral) else check_random_state(seed).randint(2**31))
         own |= {"score": self.image_score, "fit": self.fit_mode, "seed": seed, "checkpoint_every": self.iterations}
         return TrainSettings(**own)
 

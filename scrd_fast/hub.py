@@ -39,6 +39,8 @@ def located(
     """
     folder = Path(name_or_folder)
     if isinstance(name_or_folder, str) and _REPO_ID.fullmatch(name_or_folder) and not folder.exists():
+        if folder.parent.is_dir():  # a slip, and whoever has that name on a hub is not to answer it
+            raise ScrdFastError(f"{name_or_folder}: no such folder, though {folder.parent} is one")
         return fetch(
             name_or_folder,
             revision=revision,

@@ -35,6 +35,7 @@ from scrd_fast.files import write_atomically
 
 OURS = "scrd_fast"  # Manufacturer of the results: they are not screened again
 TOGETHER = 50  # series that are screened together, with the model loaded once
+GONE = (404, 410)  # HTTP status
 TRIES = 3  # starts of a group that did not end, before it is divided or given up
 REFUSALS = 5  # errors of the server itself, for one request, before it is given up
 LONGEST_WAIT = 60.0  # seconds between two requests to a server that is away
@@ -86,6 +87,7 @@ class State:
     groups: list[list[str]] = field(default_factory=list)  # series that are to be screened together
     number: int = 0  # of the first of them: how many are done
     tries: int = 0  # how often that was begun
+    unread: list[str] = field(default_factory=list)  # series of which the server did not give everything
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -109,7 +111,11 @@ class Poller:
         self.state = State.load(folder / "state.json")
 
     def begin(self, everything: bool) -> None:
-        """At the first start: with what is stored already, or with what comes from now on."""
+        """At the first start: with what is stored already, or with what comes from now on. Later with what was left."""
+        if self.state.unread:
+            self.state.groups.append(self.state.unread)
+            self.state.unread = []
+            self.state.save()
         if self.state.last is None:
             self.state.last = 0 if everything else self.orthanc.json("/changes?last")["Last"]
             self.state.save()
@@ -189,7 +195,7 @@ class Poller:
         try:
             about = self.orthanc.json(f"/series/{series}")
         except urllib.error.HTTPError as error:
-            log.warning("series %s: %s", series, error)  # deleted by now
+            self._missed(series, f"series {series}", error)
             return
         tags = about["MainDicomTags"]
         if tags.get("Manufacturer") == OURS or tags.get("Modality", "").upper() not in self.modalities:
@@ -200,7 +206,14 @@ class Poller:
                 if not path.exists():
                     write_atomically(path, self.orthanc.ask(f"/instances/{instance}/file"))
             except urllib.error.HTTPError as error:
-                log.warning("instance %s: %s", instance, error)
+                self._missed(series, f"instance {instance}", error)
+
+    def _missed(self, series: str, what: str, error: urllib.error.HTTPError) -> None:
+        """What was deleted by now is done; all else is tried again at the next start."""
+        log.warning("%s: %s", what, error)
+        if error.code not in GONE and series not in self.state.unread:
+            self.state.unread.append(series)
+            self.state.save()
 
     def _deliver(self, out: Path) -> None:
         """Store the results. Those that are there already, Orthanc knows by their UIDs."""

@@ -100,6 +100,9 @@ def test_what_has_come_is_screened_once_and_its_results_are_in_its_study(
     stub.failing.clear()
     check_results(stub.results(), sources)
     assert stored(stub) == 6 + 6  # sources and results
+    assert poll() == 0  # what the server did not give is asked for again
+    assert fourth["ID"] in fetched(stub)
+    check_results(stub.results(), [*sources, gone])
     stub.requests.clear()
     assert poll() == 0  # it sees the series that it has made itself
     assert stored(stub) == 0

@@ -25,7 +25,8 @@ def client(run: Path, **options: Any) -> Iterator[TestClient]:
     """Its readers are threads: processes take seconds to begin."""
     settings = {"most_bytes": BYTES, "most_waiting": 64} | options
     screener = Screener.from_pretrained(run, device="cpu", batch_size=4)
-    with TestClient(create_app(screener, **settings), raise_server_exceptions=False) as made:
+    app = create_app(screener, **settings)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as made:
         yield made
 
 

@@ -72,7 +72,7 @@ def test_a_limited_number_of_uploads_is_under_way() -> None:
             yield b"b"
 
         guarded = Gate(_drained, token=None, most_bytes=100, most_uploads=2)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guarded), base_url="http://localhost") as client:
             under_way = [asyncio.create_task(client.post("/score", content=slowly())) for _ in range(2)]
             await asyncio.sleep(0.05)
             refused = await client.post("/score", content=b"x")
@@ -94,7 +94,7 @@ def test_an_upload_that_stops_is_given_up(trained: Path, monkeypatch: pytest.Mon
         await asyncio.Event().wait()
 
     async def check(app: Any) -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             refused = await asyncio.wait_for(client.post("/score", content=stops(), headers=FORM), 30)
             assert (refused.status_code, refused.json()["code"]) == (408, "timeout")
             assert refused.headers["connection"] == "close"

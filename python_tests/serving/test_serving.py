@@ -151,11 +151,32 @@ def test_requests_that_are_none_get_a_problem(service: Any) -> None:
         (service.post("/score?overlay=perhaps", **upload(png(1))), 400),
         (service.get("/score"), 405),
         (service.get("/nothing"), 404),
-        (service.get("/../pyproject.toml"), 404),
     ):
         assert answer.status_code == status
         assert answer.json().keys() == {"code", "detail"}
         assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_pages_of_other_sites_and_other_names_get_nothing(service: Any, trained: Path) -> None:
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Host": "evil.example:8000"}):
+        refused = service.post("/score", **upload(png(1)), headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (403, "foreign")
+    for headers in ({"Sec-Fetch-Site": "same-origin"}, {"Host": "127.0.0.1:8000"}, {"Host": "[::1]:8000"}):
+        assert service.post("/score", **upload(png(1)), headers=headers).status_code == 200
+    assert service.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link leads here
+    with client(trained, token="secret") as behind:  # a proxy has names of its own
+        headers = {"Authorization": "Bearer secret", "Host": "scores.example"}
+        assert behind.post("/score", **upload(png(1)), headers=headers).status_code == 200
+
+
+def test_a_full_disk_is_not_kept_full(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Any, target: Any, _: int) -> None:
+        target.write(source.read(100))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scrd_fast.serving.app.shutil.copyfileobj", full)
+    assert service.post("/score", **upload(png(1))).status_code == 500
+    assert list(Path(service.app.state.service.folder.name).iterdir()) == []
 
 
 def test_a_token_is_wanted_before_anything_is_read(trained: Path) -> None:
@@ -227,7 +248,13 @@ def test_an_error_of_one_batch_is_not_the_end(trained: Path, monkeypatch: pytest
         monkeypatch.setattr(Screener, "run", lambda *_: 1 / 0)
         answer = service.post("/score", **upload(png(1)))
         assert (answer.status_code, answer.json()) == (500, {"code": "internal", "detail": "ZeroDivisionError"})
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
         assert 'scrd_fast_requests_total{status="500"} 1.0' in service.get("/metrics").text
+        assert service.get("/healthz").json()["status"] == "ok"
+        for _ in range(2):
+            service.post("/score", **upload(png(1)))
+        unhealthy = service.get("/healthz")
+        assert (unhealthy.status_code, unhealthy.json()["status"]) == (503, "failing")
         monkeypatch.setattr(Screener, "run", right)
         assert service.post("/score", **upload(png(1))).status_code == 200
         assert service.get("/healthz").json()["status"] == "ok"

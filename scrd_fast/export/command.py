@@ -48,6 +48,8 @@ def export(
     model, calibration = load(run)
     if calibration is None:
         raise ScrdFastError(f"{run}: no calibration, so no decision; `scrd-fast calibrate` makes one")
+    if kind == "onnx" and device == "cuda":
+        raise ScrdFastError("--device cuda: an onnx file is for any device, and is made and checked on the CPU")
     place = pick_device("cpu" if kind == "onnx" else device)
     own: Precision = "32" if precision == "int8" else precision
     detector = Detector(model, calibration, precision=own, plain=kind == "onnx").eval().to(place)

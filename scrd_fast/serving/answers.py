@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from scrd_fast.plots import overlay
 from scrd_fast.screening.screener import Screened
+from scrd_fast.serving.batching import Status
 
 __all__ = ["Answer", "Health", "Problem", "Scored", "scored"]
 
@@ -51,7 +52,7 @@ class Answer(_Schema):
 
 
 class Health(_Schema):
-    status: Literal["ok", "ending"]
+    status: Status
     version: str
     model_sha256: str
     calibration: str | None

@@ -8,6 +8,7 @@ import io
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from scrd_fast.screening.screener import Screened, Screener
 from scrd_fast.serving.answers import Answer, Health, Problem, scored
 from scrd_fast.serving.batching import MAX_FRAMES, Batcher, Full
 from scrd_fast.serving.counters import Counters
-from scrd_fast.serving.gate import Gate, busy, problem
+from scrd_fast.serving.gate import HEADERS, Gate, busy, problem
 
 __all__ = ["create_app"]
 
@@ -42,6 +43,7 @@ _NO_ANSWER: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "No form with a file.",
         401: "No token, or another one.",
+        403: "Asked by another site's page, or by another name of this machine.",
         408: "Nothing came of the upload for too long.",
         413: "Too many bytes, or too many images in one file.",
         422: "The file cannot be read, or is refused.",
@@ -67,9 +69,14 @@ class _Service:
 
     def keep(self, upload: UploadFile) -> Path:
         """In a file, since what reads is another process; its name says nothing."""
-        with tempfile.NamedTemporaryFile(dir=self.folder.name, delete=False) as file:
-            shutil.copyfileobj(upload.file, file, MEGABYTE)
-        return Path(file.name)
+        path = Path(self.folder.name) / uuid.uuid4().hex
+        try:
+            with path.open("xb") as file:
+                shutil.copyfileobj(upload.file, file, MEGABYTE)
+        except BaseException:  # a full disk is not to be kept full
+            path.unlink(missing_ok=True)
+            raise
+        return path
 
     async def screened(self, upload: UploadFile, maps: bool) -> list[Screened]:
         """Raises `Full`."""
@@ -160,10 +167,10 @@ def _add_endpoints(app: FastAPI, service: _Service, security: list[Any]) -> None
     @app.get("/healthz", responses={503: {"model": Health}})
     async def healthz(response: Response) -> Health:
         """Whether uploads are taken."""
-        alive = service.batcher.alive
-        response.status_code = 200 if alive else 503
+        status = service.batcher.status
+        response.status_code = 200 if status == "ok" else 503
         return Health(
-            status="ok" if alive else "ending",
+            status=status,
             version=scrd_fast.__version__,
             model_sha256=service.sha256,
             calibration=service.calibration.id if service.calibration else None,
@@ -221,7 +228,7 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
-        return problem(500, "internal", type(error).__name__)
+        return problem(500, "internal", type(error).__name__, HEADERS)  # it goes out by another way than the others
 
 
 def _add_page(app: FastAPI) -> None:

@@ -11,17 +11,21 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from scrd_fast.data.frames import Source
 from scrd_fast.screening.readers import Job
 from scrd_fast.screening.screener import Screened, Screener
 
-__all__ = ["Batcher", "Full"]
+__all__ = ["Batcher", "Full", "Status"]
 
 LINGER = 0.005  # seconds that a batch waits for more uploads
 MAX_FRAMES = 64  # images of one upload
+FAILING = 3  # batches in a row
 PATIENCE = 10.0  # seconds in which the thread ends
+
+
+Status = Literal["ok", "failing", "ending"]
 
 
 class Full(Exception):  # noqa: N818 - of nobody's making
@@ -50,7 +54,7 @@ class Batcher:
     ) -> None:
         self._screener, self._on_batch = screener, on_batch
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(most_waiting)
-        self._closed = False
+        self._closed, self._failures = False, 0  # batches in a row
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
         self._thread.start()
 
@@ -60,15 +64,18 @@ class Batcher:
         return self._queue.qsize()
 
     @property
-    def alive(self) -> bool:
-        return self._thread.is_alive() and not self._closed
+    def status(self) -> Status:
+        """failing: the last batches all ended in an error of ours, and others would too, perhaps."""
+        if self._closed or not self._thread.is_alive():
+            return "ending"
+        return "failing" if self._failures >= FAILING else "ok"
 
     def submit(self, file: Path, *, maps: bool = False) -> Future[list[Screened]]:
         """The file's results, at most `MAX_FRAMES` + 1, once it was screened; images and maps with `maps` alone.
 
         Raises `Full`, also after `close`.
         """
-        if not self.alive:
+        if self.status == "ending":
             raise Full
         answer: Future[list[Screened]] = Future()
         try:
@@ -114,10 +121,14 @@ class Batcher:
             for job, result in self._screener.run(self._screener.reader.read(jobs)):
                 kept = result if batch[job.number].maps else replace(result, image=None, map=None)
                 results[job.number].append(kept)
+            if not all(results):
+                raise RuntimeError("reading ended")  # since the service does
         except Exception as error:  # of one batch: the service goes on
+            self._failures += 1
             for one in batch:
                 one.answer.set_exception(error)
         else:
+            self._failures = 0
             for one, found in zip(batch, results, strict=True):
                 one.answer.set_result(found)
         with suppress(Exception):  # whoever counts must not end the service

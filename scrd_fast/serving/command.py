@@ -45,9 +45,9 @@ def serve(
         from scrd_fast.serving.app import create_app
     except ImportError as error:
         raise MissingExtraError(error.name or "fastapi", "serve") from None
-    token = os.environ.get(TOKEN) or None
-    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
-        raise ScrdFastError(f"{TOKEN}: expected printable ASCII characters without blanks")
+    token = os.environ.get(TOKEN)
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ScrdFastError(f"{TOKEN}: expected printable ASCII characters without blanks, or no such variable")
     if token is None and not _is_local(host):
         raise ScrdFastError(f"--host {host}: others could reach it; set {TOKEN}, which they then must send")
     with _listening(host, port) as listening:

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import HTTPException
 from starlette.responses import JSONResponse
 
-__all__ = ["OPEN", "Gate", "busy", "problem"]
+__all__ = ["HEADERS", "OPEN", "Gate", "busy", "problem"]
 
 OPEN = frozenset({"/", "/page.js", "/page.css", "/scale.png", "/healthz", "/openapi.json"})  # wants no token
 RETRY_AFTER = "1"  # seconds
@@ -21,16 +21,15 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_HEADERS = (  # of every answer: no page but ours runs anything with it, and nothing stays in a cache
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-)
+HEADERS = {  # of every answer: no page but ours runs anything with it, and nothing stays in a cache
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+LOCAL = (b"localhost", b"127.0.0.1", b"[::1]")  # hosts
 
 
 def problem(status: int, code: str, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -42,10 +41,11 @@ def busy() -> JSONResponse:
 
 
 class Gate:
-    """ASGI middleware. Without the token, with more than `most_bytes`, or while `most_uploads` are under way, a request
-    is answered at once; so is one of which nothing comes for `SILENCE` seconds.
+    """ASGI middleware: what may not be asked is answered at once.
 
-    A body of which no length is told is cut off where it has become too long.
+    That is a request without the token, from another site's page, of more than `most_bytes`, while `most_uploads` are
+    under way, or of which nothing comes for `SILENCE` seconds. A body of which no length is told is cut off where it
+    has become too long.
     """
 
     def __init__(self, app: Any, *, token: str | None, most_bytes: int, most_uploads: int) -> None:
@@ -80,10 +80,20 @@ class Gate:
             return problem(
                 401, "token", "expected the header 'Authorization: Bearer TOKEN'", {"WWW-Authenticate": "Bearer"}
             )
+        if scope["path"] not in OPEN and self._is_foreign(headers):
+            return problem(403, "foreign", "another site's page, or another name of this machine, may not ask this")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most:
             return problem(413, "too-large", self._too_large(), {"Connection": "close"})
         return None
+
+    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
+        """Any page that its user opens could send files here, or read answers by a name that it controls."""
+        if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
+            return True
+        name = headers.get(b"host", b"")
+        host = name if name.endswith(b"]") else name.rpartition(b":")[0] or name
+        return self._token is None and host not in LOCAL
 
     def _too_large(self) -> str:
         return f"an upload may have {self._most} bytes"
