@@ -142,6 +142,7 @@ def _print_fuzz(found: dict[str, Any]) -> None:
     ended = "ended" if found["ended"] else "did NOT end well"
     print(
         f"{found['inputs']} inputs in {found['seconds']:.0f} s, {ended}, exit code {found['exit_code']}; "
+        f"peak {found['peak_bytes'] / 1e6:.0f} MB of all processes; "
         f"without a row {len(found['without_a_row'])}; traceback {found['traceback']}; "
         f"intact but not read: {', '.join(found['intact_but_not_read']) or 'none'}"
     )

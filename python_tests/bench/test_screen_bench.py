@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -15,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scrd_fast.bench import screen_limits
 from scrd_fast.bench.authors_loop import evaluate, map_of
-from scrd_fast.bench.fuzz import DICOM, KINDS, PICTURES, break_bytes, fuzz, intact, write_files
+from scrd_fast.bench.fuzz import DICOM, KINDS, PACKERS, PICTURES, break_bytes, fuzz, intact, write_files
 from scrd_fast.bench.processes import members, observe, stop
 from scrd_fast.bench.screen_limits import compare
 from scrd_fast.bench.screen_made import Setup, make_images
@@ -99,6 +101,8 @@ def test_broken_files_follow_from_the_seed(tmp_path: Path) -> None:
 
 def test_intact_files_of_all_formats_can_be_read() -> None:
     import nibabel
+    from pydicom import dcmread
+    from pydicom.uid import JPEGLosslessSV1
 
     contents = intact()
     preprocessing = SCRD.create("resnet18", weights="random", size=64).config.preprocessing
@@ -106,8 +110,16 @@ def test_intact_files_of_all_formats_can_be_read() -> None:
         assert read_image(contents[name], preprocessing).std() > 0.01, name
     assert nibabel.Nifti1Image.from_bytes(contents["nifti"]).shape == (40, 48, 3)
     assert gzip.decompress(contents["nifti-gz"]) == contents["nifti"]
-    assert zipfile.ZipFile(io.BytesIO(contents["zip"])).testzip() is None
-    assert contents.keys() == {*PICTURES, *DICOM, "nifti", "nifti-gz", "zip"}
+    with Image.open(io.BytesIO(contents["tif-pages"])) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    members = {"a/picture.png": contents["png"], "b.bmp": contents["bmp"]}
+    with zipfile.ZipFile(io.BytesIO(contents["zip"])) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == members
+    for name in ("tar", *PACKERS):
+        with tarfile.open(fileobj=io.BytesIO(contents[name])) as tar:
+            assert {info.name: tar.extractfile(info).read() for info in tar} == members  # type: ignore[union-attr]
+    assert contents.keys() == {*PICTURES, *DICOM, *PACKERS, "tif-pages", "nifti", "nifti-gz", "zip", "tar"}
+    assert JPEGLosslessSV1 == dcmread(io.BytesIO(contents["dicom-jpeg-lossless"])).file_meta.TransferSyntaxUID
 
 
 def test_a_run_over_broken_files_ends_with_a_row_for_each(tmp_path: Path) -> None:
@@ -116,8 +128,9 @@ def test_a_run_over_broken_files_ends_with_a_row_for_each(tmp_path: Path) -> Non
     assert not found["traceback"]
     assert not found["intact_but_not_read"]
     assert not found["without_a_row"]
-    for name in (*PICTURES, *DICOM):
-        assert sum(found["formats"][name].values()) == 4, name
+    assert found["peak_bytes"] > 1e8  # torch alone takes more
+    for name in (*PICTURES, *DICOM, *PACKERS, "tar", "tif-pages"):
+        assert sum(found["formats"][name].values()) >= 4, name
         assert any(what.startswith("failed") for what in found["formats"][name]), name
 
 

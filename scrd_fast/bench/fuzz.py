@@ -6,9 +6,13 @@ One intact file of each format is among them: where that is not read, its broken
 
 from __future__ import annotations
 
+import bz2
+import functools
 import gzip
 import io
+import lzma
 import random
+import tarfile
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -31,11 +35,17 @@ PICTURES = {"png": "PNG", "jpg": "JPEG", "tif": "TIFF", "bmp": "BMP", "webp": "W
 DICOM = {
     "dicom": "MR_small.dcm",
     "dicom-jpeg": "SC_rgb_small_odd_jpeg.dcm",
+    "dicom-jpeg-lossless": "SC_rgb_jpeg_gdcm.dcm",
     "dicom-jpeg-2000": "MR_small_jp2klossless.dcm",
     "dicom-jpeg-ls": "MR_small_jpeg_ls_lossless.dcm",
     "dicom-rle": "MR_small_RLE.dcm",
 }
-ENDINGS = dict.fromkeys(DICOM, ".dcm") | {"nifti": ".nii", "nifti-gz": ".nii.gz", "zip": ".zip"}
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "tar.gz": functools.partial(gzip.compress, mtime=0),
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+}
+ENDINGS = dict.fromkeys(DICOM, ".dcm") | {"nifti": ".nii", "nifti-gz": ".nii.gz", "tif-pages": ".tif"}
 MEMBERS = "members"  # the format whose files lie, broken, in an intact archive
 MOST_FLIPS = 20  # bits
 
@@ -51,6 +61,9 @@ def intact(seed: int = 0) -> dict[str, bytes]:
         buffer = io.BytesIO()
         picture.save(buffer, kind)
         found[name] = buffer.getvalue()
+    buffer = io.BytesIO()
+    picture.save(buffer, "TIFF", save_all=True, append_images=[picture.rotate(180), picture.rotate(90, expand=True)])
+    found["tif-pages"] = buffer.getvalue()
     for name, file in DICOM.items():
         path = get_testdata_file(file, download=False)
         if path is None:
@@ -58,8 +71,10 @@ def intact(seed: int = 0) -> dict[str, bytes]:
         found[name] = Path(str(path)).read_bytes()
     found["nifti"] = _nifti(np.asarray(picture))
     found["nifti-gz"] = gzip.compress(found["nifti"], mtime=0)
-    found["zip"] = _zip({"a/picture.png": found["png"]})
-    return found
+    members = {"a/picture.png": found["png"], "b.bmp": found["bmp"]}
+    found["zip"] = _zip(members)
+    found["tar"] = _tar(members)
+    return found | {name: pack(found["tar"]) for name, pack in PACKERS.items()}
 
 
 def _nifti(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -75,6 +90,16 @@ def _zip(members: dict[str, bytes]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def _tar(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -143,6 +168,8 @@ def fuzz(setup: Setup, count: int, folder: Path, limit: float, log: Callable[[st
         "ended": done.code == 0,
         "exit_code": done.code,
         "seconds": done.seconds,
+        "peak_bytes": done.peak_bytes,
+        "largest_process_bytes": done.largest_bytes,
         "traceback": "Traceback" in done.stderr + done.stdout,
         "without_a_row": [Path(path).name for path in sorted(expected.keys() - seen)],
         "intact_but_not_read": sorted(unread),
