@@ -20,6 +20,7 @@ from scrd_fast.data.known import KNOWN, Known
 from scrd_fast.errors import MissingExtraError, ScrdFastError
 from scrd_fast.evaluation import LEADING
 from scrd_fast.files import read_record
+from scrd_fast.hub import library
 from scrd_fast.model.scrd import SCRD
 from scrd_fast.model.teacher import PACKAGES
 from scrd_fast.screening.screener import load
@@ -78,7 +79,7 @@ def make_card(run: Path, evaluations: Sequence[Path] = (), *, names: bool = Fals
     no model, and for an evaluation that is not finished, of another model or calibration, or of a data set that another
     one is of; `MissingExtraError` without huggingface_hub or jinja2.
     """
-    hub = _library()
+    hub = library()
     model, calibration = load(run)
     sha256 = model.fingerprint()
     measured = [_evaluation(folder, sha256, calibration, names) for folder in evaluations]
@@ -119,14 +120,6 @@ def make_card(run: Path, evaluations: Sequence[Path] = (), *, names: bool = Fals
     except ImportError:
         raise MissingExtraError("jinja2", "model") from None
     return str(card)
-
-
-def _library() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise MissingExtraError("huggingface_hub", "export") from None
-    return huggingface_hub
 
 
 def _evaluation(folder: Path, sha256: str, calibration: Calibration | None, names: bool) -> Evaluation:

@@ -16,7 +16,7 @@ from typing import Any
 from scrd_fast import __version__
 from scrd_fast.errors import MissingExtraError, ScrdFastError, UnavailableError
 
-__all__ = ["FILES", "fetch", "located", "no_bars_in_files", "upload"]
+__all__ = ["FILES", "fetch", "library", "located", "no_bars_in_files", "upload"]
 
 FILES = ("config.json", "model.safetensors", "calibration.json", "README.md")  # all that is fetched or published
 _REPO_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -70,7 +70,7 @@ def fetch(
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise ScrdFastError(f"{repo_id}: no model of a hub; expected user/model")
-    hub = _library()
+    hub = library()
     try:
         folder = Path(
             hub.snapshot_download(
@@ -122,7 +122,7 @@ def upload(
     """
     if not _REPO_ID.fullmatch(repo_id):
         raise ScrdFastError(f"{repo_id}: no name for a model on a hub; expected user/model")
-    hub = _library()
+    hub = library()
     try:
         api = hub.HfApi(token=token, library_name="scrd_fast", library_version=__version__)
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -143,10 +143,11 @@ def upload(
 def no_bars_in_files() -> None:
     """huggingface_hub draws its progress bars wherever stderr leads; a command's go to terminals only."""
     if not sys.stderr.isatty():
-        _library().utils.disable_progress_bars()
+        library().utils.disable_progress_bars()
 
 
-def _library() -> Any:
+def library() -> Any:
+    """huggingface_hub, which is no part of the core. Raises `MissingExtraError`."""
     try:
         import huggingface_hub
     except ImportError:
@@ -155,7 +156,7 @@ def _library() -> Any:
 
 
 def _endpoint() -> str:
-    return str(_library().constants.ENDPOINT)
+    return str(library().constants.ENDPOINT)
 
 
 def _explained(error: Exception, repo_id: str, revision: str | None, aim: str) -> ScrdFastError:
